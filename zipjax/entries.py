@@ -1,0 +1,121 @@
+"""Entries: what one axis of one parameter is tied to.
+
+* ``None``: no perm (the network's inputs and outputs, kernel windows);
+* ``Axis(perm, "out")``: *produced*: what is merged there is multiplied by M;
+* ``Axis(perm, "in")``: *consumed*: what is merged there is multiplied by U;
+* ``Product(factors)``: a row-major product of entries, such as the h*w*c inputs of a
+  Dense layer behind a flatten, ``Product((Fixed(h * w), Axis("conv", "in")))``;
+* ``Sum(parts)``: a concatenation of entries, such as the inputs behind a skip
+  connection by concatenation. ``Fixed(size)`` is a leaf of a compound without a perm.
+
+For permutations U = M^T and the role does not matter; for a zip it does.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias, cast
+
+Role = Literal["out", "in"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """An axis whose units are those of ``perm``, produced or consumed there."""
+
+    perm: str
+    role: Role
+
+    def __post_init__(self) -> None:
+        if self.role not in ("out", "in"):
+            raise ValueError(
+                f"axis of perm {self.perm!r} has role {self.role!r}: the role is 'out' "
+                "(produced) or 'in' (consumed)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A part of a compound axis that belongs to no perm."""
+
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A row-major product of entries, outermost first."""
+
+    factors: tuple["Entry", ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """A concatenation of entries."""
+
+    parts: tuple["Entry", ...]
+
+
+Entry: TypeAlias = Axis | Fixed | Product | Sum | None
+Entries: TypeAlias = tuple[Entry, ...]
+
+
+def leaf_axes(entry: Entry) -> Iterator[Axis]:
+    """Yields the ``Axis`` leaves of an entry from left to right."""
+    match entry:
+        case Axis():
+            yield entry
+        case Product(children) | Sum(children):
+            for child in children:
+                yield from leaf_axes(child)
+
+
+def entry_size(entry: Entry, sizes: Mapping[str, int]) -> int | None:
+    """Returns the number of elements along an axis; None where it is unknown."""
+    match entry:
+        case None:
+            return None
+        case Axis():
+            return sizes.get(entry.perm)
+        case Fixed():
+            return entry.size
+        case Product(children) | Sum(children):
+            parts = [entry_size(child, sizes) for child in children]
+            if any(size is None for size in parts):
+                return None
+            known = cast(list[int], parts)
+            return math.prod(known) if isinstance(entry, Product) else sum(known)
+
+
+def encode(entry: Entry) -> Any:
+    """Returns an entry as JSON data; :func:`decode` reads it back."""
+    match entry:
+        case None:
+            return None
+        case Axis():
+            return {"perm": entry.perm, "role": entry.role}
+        case Fixed():
+            return {"fixed": entry.size}
+        case Product():
+            return {"product": [encode(child) for child in entry.factors]}
+        case Sum():
+            return {"sum": [encode(child) for child in entry.parts]}
+
+
+def decode(data: Any) -> Entry:
+    """Reads what :func:`encode` wrote.
+
+    Raises:
+      ValueError: if ``data`` is no entry.
+    """
+    match data:
+        case None:
+            return None
+        case {"perm": str(perm), "role": role}:
+            return Axis(perm, role)
+        case {"fixed": int(size)}:
+            return Fixed(size)
+        case {"product": list(children)}:
+            return Product(tuple(decode(child) for child in children))
+        case {"sum": list(children)}:
+            return Sum(tuple(decode(child) for child in children))
+    raise ValueError(f"{data!r} is no entry of a permutation spec")

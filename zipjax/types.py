@@ -1,0 +1,20 @@
+"""Names shared by all modules: array aliases, pytrees and the package's errors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+PyTree = Any
+ApplyFn = Callable[..., Any]
+"""``apply_fn(params, *inputs) -> outputs``: one forward pass in evaluation mode."""
+
+Leaves = Mapping[str, Any]
+"""A pytree's leaves by path: ``{"params/conv1/kernel": array}``."""
+
+Shape = tuple[int, ...]
+Array = jax.Array
+
+
+class SpecError(ValueError):
+    """A permutation spec does not describe the function it was made for."""
