@@ -22,7 +22,7 @@ setup(
     package_data={"experiments": ["class_embeddings/*.json", "templates/*"]},
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.8,<0.13",
+        "jax>=0.10,<0.13",
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",

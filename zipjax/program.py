@@ -210,8 +210,8 @@ class _Flattener:
 
 def _run(eqn: Equation, known: Mapping[ValueId, Any]) -> list[Any]:
     operands = [_value(operand, known) for operand in eqn.operands]
-    functions, params = eqn.primitive.get_bind_params(dict(eqn.params))
-    out = eqn.primitive.bind(*functions, *operands, **params)
+    params = eqn.primitive.get_bind_params(dict(eqn.params))
+    out = eqn.primitive.bind(*operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
