@@ -32,7 +32,7 @@ _CALLS = {
 ValueId = int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Literal:
     """A constant operand, such as the 0 of a ReLU."""
 

@@ -1,0 +1,203 @@
+"""Collecting moments: one streaming pass over batches, on all local devices."""
+
+import functools
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zipjax.compounds import unit_views
+from zipjax.program import evaluate, trace
+from zipjax.spec import PermutationSpec
+from zipjax.stats import Moments
+from zipjax.taps import find_taps
+from zipjax.trees import check_models, path_leaves
+from zipjax.types import ApplyFn, Array, PyTree
+
+State = dict[str, Moments]
+
+
+def collect_moments(
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    spec: PermutationSpec,
+    batches: Iterable[Any],
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Moments]:
+    """Collects the moments of every perm's units, of all models together.
+
+    Units of model i of a perm of n units stand at [i * n, (i + 1) * n). All axes of an
+    activation but the unit axis are samples: of an NHWC tensor, every position.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
+      models: parameter pytrees of one architecture.
+      spec: the permutation spec.
+      batches: an iterable of batches; every batch is read once.
+      inputs: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
+        positional inputs whose leading axis is the batch). By default a batch is that
+        itself.
+      devices: devices to share every batch among; all local ones by default. A batch
+        that they do not divide runs on the largest number of them that does.
+
+    Returns:
+      ``{perm: Moments}`` in float32 or better, in depth order.
+
+    Raises:
+      ValueError: if the models or the spec do not fit together, if there are no
+        batches, if a batch is empty or holds NaN, or if activations are not finite.
+    """
+    check_models(models)
+    for model in models:
+        spec.validate(model)
+    source = source_of(models, spec)
+    devices = tuple(devices or jax.local_devices())
+    collector = _Collector(apply_fn, models, spec, source, devices)
+    for number, batch in enumerate(batches):
+        arrays = _batch_inputs(number, batch, inputs)
+        collector.add(arrays)
+    moments = collector.result()
+    _check_finite(moments, spec)
+    return moments
+
+
+def source_of(models: Sequence[PyTree], spec: PermutationSpec) -> str:
+    """Returns a fingerprint of models and spec, by which moments are recognised."""
+    sums = [zlib.crc32(spec.to_json().encode())]
+    for model in models:
+        total = 0
+        for path, leaf in path_leaves(model).items():
+            total = zlib.crc32(path.encode(), total)
+            total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), total)
+        sums.append(total)
+    return f"spec {sums[0]:08x}, models " + " ".join(f"{x:08x}" for x in sums[1:])
+
+
+def tapped_units(
+    apply_fn: ApplyFn, model: PyTree, spec: PermutationSpec, inputs: Sequence[Any]
+) -> dict[str, Array]:
+    """Returns every perm's activations ``[samples, units]`` of one model."""
+    program = trace(apply_fn, model, *inputs)
+    taps = find_taps(program, spec)
+    values = evaluate(
+        program,
+        path_leaves(model),
+        jax.tree_util.tree_leaves(inputs),
+        [tap.value for tap in taps.values()],
+    )
+    units = {}
+    for (perm, tap), value in zip(taps.items(), values, strict=True):
+        views = list(unit_views(value, tap.entries, spec.sizes, perm))
+        units[perm] = jnp.concatenate(views)
+    return units
+
+
+class _Collector:
+    """Running moments, one set for every device of each device count in use."""
+
+    def __init__(
+        self,
+        apply_fn: ApplyFn,
+        models: Sequence[PyTree],
+        spec: PermutationSpec,
+        source: str,
+        devices: tuple[jax.Device, ...],
+    ) -> None:
+        self._models, self._devices = list(models), devices
+        self._empty = {
+            perm: Moments.empty(len(models) * size, source)
+            for perm, size in spec.sizes.items()
+        }
+        self._states: dict[int, tuple[State, list[PyTree]]] = {}
+        self._step = functools.partial(_step, apply_fn, spec)
+        self._steps: dict[int, Callable[..., State]] = {}
+
+    def add(self, arrays: tuple[Any, ...]) -> None:
+        size = np.shape(jax.tree_util.tree_leaves(arrays)[0])[0]
+        count = max(k for k in range(1, len(self._devices) + 1) if size % k == 0)
+        if count not in self._states:
+            self._start(count)
+        state, models = self._states[count]
+        shards = jax.tree_util.tree_map(
+            lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), arrays
+        )
+        self._states[count] = self._steps[count](state, models, shards), models
+
+    def result(self) -> State:
+        if not self._states:
+            raise ValueError(
+                "no batches: moments need at least one batch of inputs (an iterator "
+                "that was used before is empty)"
+            )
+        shards = [
+            jax.tree_util.tree_map(lambda x, k=k: jnp.asarray(x[k]), host)
+            for count, (state, _) in sorted(self._states.items())
+            for host in [jax.device_get(state)]
+            for k in range(count)
+        ]
+        return {
+            perm: functools.reduce(Moments.merge, (shard[perm] for shard in shards))
+            for perm in self._empty
+        }
+
+    def _start(self, count: int) -> None:
+        devices = self._devices[:count]
+        # The parameters are copied to every device once, not with every batch.
+        replicate = jax.pmap(
+            lambda _, tree: tree, in_axes=(0, None), devices=devices
+        )
+        self._states[count] = replicate(np.zeros(count), (self._empty, self._models))
+        self._steps[count] = jax.pmap(self._step, devices=devices, donate_argnums=0)
+
+
+def _step(
+    apply_fn: ApplyFn,
+    spec: PermutationSpec,
+    state: State,
+    models: list[PyTree],
+    inputs: tuple[Any, ...],
+) -> State:
+    """Adds one device's share of a batch."""
+    per_model = [tapped_units(apply_fn, model, spec, inputs) for model in models]
+    return {
+        perm: moments.update(jnp.concatenate([u[perm] for u in per_model], axis=1))
+        for perm, moments in state.items()
+    }
+
+
+def _batch_inputs(
+    number: int, batch: Any, inputs: Callable[[Any], Any] | None
+) -> tuple[Any, ...]:
+    arrays = batch if inputs is None else inputs(batch)
+    arrays = tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
+    leaves = jax.tree_util.tree_leaves(arrays)
+    sizes = [np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves]
+    if not sizes or None in sizes or len(set(sizes)) > 1 or sizes[0] == 0:
+        raise ValueError(
+            f"batch {number} has inputs of shapes {[np.shape(x) for x in leaves]}: "
+            "every input needs one and the same leading batch axis, of size 1 or more. "
+            "Use inputs= to select a batch's inputs"
+        )
+    for leaf in leaves:
+        floating = np.issubdtype(np.asarray(leaf).dtype, np.floating)
+        if floating and not np.isfinite(leaf).all():
+            raise ValueError(
+                f"batch {number} has NaN or infinity in its inputs: clean the data first"
+            )
+    return arrays
+
+
+def _check_finite(moments: State, spec: PermutationSpec) -> None:
+    for perm, moment in moments.items():
+        finite = np.isfinite(np.asarray(jnp.diag(moment.m2) + moment.mean))
+        if not finite.all():
+            guilty = sorted({int(u) // spec.sizes[perm] for u in np.where(~finite)[0]})
+            raise ValueError(
+                f"the activations of perm {perm!r} are not finite in the models "
+                f"{guilty}: check that their parameters hold no NaN"
+            )

@@ -1,0 +1,42 @@
+"""Multi-layer perceptron."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from zipjax.entries import Axis, Entries
+from zipjax.spec import Perm, PermutationSpec
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them; inputs are flattened.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      outputs: number of outputs.
+    """
+
+    hidden: tuple[int, ...]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
+        """Returns the outputs for a batch."""
+        x = x.reshape(x.shape[0], -1)
+        for number, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, name=f"dense_{number}")(x))
+        return nn.Dense(self.outputs, name="head")(x)
+
+
+def spec(model: MLP) -> PermutationSpec:
+    """Declares the permutation spec: one perm for every hidden layer."""
+    axes: dict[str, Entries] = {}
+    previous = None
+    for number in range(len(model.hidden)):
+        perm = f"dense_{number}"
+        axes[f"params/{perm}/kernel"] = (previous, Axis(perm, "out"))
+        axes[f"params/{perm}/bias"] = (Axis(perm, "out"),)
+        previous = Axis(perm, "in")
+    axes["params/head/kernel"] = (previous, None)
+    axes["params/head/bias"] = (None,)
+    widths = enumerate(model.hidden)
+    return PermutationSpec(axes, {f"dense_{k}": Perm(width) for k, width in widths})

@@ -1,0 +1,118 @@
+"""Moments: mean and covariance of units from a stream of samples.
+
+With count n, mean m and centred second moment S = sum (x - m)(x - m)^T, two sets of
+samples a and b combine (Chan, Golub, LeVeque 1979) with d = m_b - m_a into
+
+    n = n_a + n_b,    m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,
+
+so that batches, devices and hosts share one rule. S is never formed as a difference of
+large numbers, and the mean is kept as an unevaluated sum of two floats: a mean a
+thousand times the deviation loses nothing in float32.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sufficient statistics of the units of all models at one tap.
+
+    Attributes:
+      count: number of samples (exact up to 2^24, then to float32's precision).
+      mean: the units' means, leading part.
+      mean_tail: what rounding left out of ``mean``.
+      m2: centred second moment, the sum over samples of (x - mean)(x - mean)^T.
+      source: which models and spec they were collected for; None if unknown.
+    """
+
+    count: Float[Array, ""]
+    mean: Float[Array, "units"]
+    mean_tail: Float[Array, "units"]
+    m2: Float[Array, "units units"]
+    source: str | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @classmethod
+    def empty(cls, units: int, source: str | None = None) -> "Moments":
+        """Returns the moments of no samples, in float32 (float64 under x64)."""
+        zeros = jnp.zeros(units, _accumulator(jnp.float32))
+        return cls(zeros.sum(), zeros, zeros, jnp.zeros((units, units), zeros.dtype), source)
+
+    def update(self, samples: Float[Array, "samples units"]) -> "Moments":
+        """Returns the moments with these samples added, in float32 or better."""
+        x = samples.astype(_accumulator(samples.dtype))
+        shift = x.mean(0)
+        # Differences of neighbouring floats are exact, so the second mean sees what
+        # the first one rounded away.
+        offset = x - shift
+        tail = offset.mean(0)
+        centred = offset - tail
+        m2 = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+        count = jnp.asarray(x.shape[0], x.dtype)
+        return self.merge(Moments(count, *_two_sum(shift, tail), m2, self.source))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Returns the moments of both sets of samples together.
+
+        Raises:
+          ValueError: if the two were collected for different models or sizes.
+        """
+        if (self.source, self.mean.shape) != (other.source, other.mean.shape):
+            raise ValueError(
+                f"moments of {self.mean.shape[-1]} units of {self.source} and of "
+                f"{other.mean.shape[-1]} units of {other.source} do not combine: "
+                "collect both for the same models and spec"
+            )
+        count = self.count + other.count
+        share = other.count / jnp.maximum(count, 1)
+        delta = (other.mean - self.mean) + (other.mean_tail - self.mean_tail)
+        head, tail = _two_sum(self.mean, self.mean_tail + delta * share)
+        spread = jnp.outer(delta, delta) * (self.count * share)
+        m2 = self.m2 + other.m2 + spread
+        return Moments(count, head, tail, m2, self.source)
+
+    def covariance(self) -> Float[Array, "units units"]:
+        """Returns the covariance over the samples (divided by their count)."""
+        return self.m2 / jnp.maximum(self.count, 1)
+
+    def deviation(self) -> Float[Array, "units"]:
+        """Returns the standard deviations; 0 for a unit that is constant.
+
+        Constant means: to the rounding of a float of its size.
+        """
+        std = jnp.sqrt(jnp.maximum(jnp.diag(self.covariance()), 0))
+        rounding = 4 * jnp.finfo(std.dtype).eps * jnp.abs(self.mean)
+        return jnp.where(std > rounding, std, 0)
+
+    def correlation(self) -> Float[Array, "units units"]:
+        """Returns Pearson's correlations, in [-1, 1].
+
+        A constant (dead) unit has correlation 0 with every other and 1 with itself:
+        it is matched last, to whatever is left, and never gives NaN.
+        """
+        std = self.deviation()
+        scale = jnp.where(std > 0, 1 / jnp.where(std > 0, std, 1), 0)
+        # Scaling by rows, then by columns: the product of two tiny deviations
+        # underflows where the quotient does not.
+        raw = self.covariance() * scale[:, None] * scale[None, :]
+        symmetric = (raw + raw.T) / 2
+        clipped = jnp.clip(symmetric, -1, 1)
+        return jnp.where(jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
+
+
+def _accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """At least float32, and float64 where the user enabled it."""
+    return jnp.promote_types(dtype, jnp.zeros(()).dtype)
+
+
+def _two_sum(
+    a: Float[Array, "units"], b: Float[Array, "units"]
+) -> tuple[Float[Array, "units"], Float[Array, "units"]]:
+    """Returns a + b and its rounding error (Knuth)."""
+    total = a + b
+    virtual = total - a
+    return total, (a - (total - virtual)) + (b - virtual)
