@@ -27,7 +27,7 @@ def collect_moments(
     batches: Iterable[Any],
     *,
     inputs: Callable[[Any], Any] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> dict[str, Moments]:
     """Collects the moments of every perm's units, of all models together.
 
@@ -59,7 +59,7 @@ def collect_moments(
     devices = tuple(devices or jax.local_devices())
     collector = _Collector(apply_fn, models, spec, source, devices)
     for number, batch in enumerate(batches):
-        arrays = _batch_inputs(number, batch, inputs)
+        arrays = batch_inputs(number, batch, inputs)
         collector.add(arrays)
     moments = collector.result()
     _check_finite(moments, spec)
@@ -73,7 +73,7 @@ def source_of(models: Sequence[PyTree], spec: PermutationSpec) -> str:
         total = 0
         for path, leaf in path_leaves(model).items():
             total = zlib.crc32(path.encode(), total)
-            total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), total)
+            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
         sums.append(total)
     return f"spec {sums[0]:08x}, models " + " ".join(f"{x:08x}" for x in sums[1:])
 
@@ -106,7 +106,7 @@ class _Collector:
         models: Sequence[PyTree],
         spec: PermutationSpec,
         source: str,
-        devices: tuple[jax.Device, ...],
+        devices: tuple[Any, ...],
     ) -> None:
         self._models, self._devices = list(models), devices
         self._empty = {
@@ -148,9 +148,7 @@ class _Collector:
     def _start(self, count: int) -> None:
         devices = self._devices[:count]
         # The parameters are copied to every device once, not with every batch.
-        replicate = jax.pmap(
-            lambda _, tree: tree, in_axes=(0, None), devices=devices
-        )
+        replicate = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
         self._states[count] = replicate(np.zeros(count), (self._empty, self._models))
         self._steps[count] = jax.pmap(self._step, devices=devices, donate_argnums=0)
 
@@ -170,9 +168,10 @@ def _step(
     }
 
 
-def _batch_inputs(
+def batch_inputs(
     number: int, batch: Any, inputs: Callable[[Any], Any] | None
 ) -> tuple[Any, ...]:
+    """Returns a batch's inputs as a tuple, checked; see :func:`collect_moments`."""
     arrays = batch if inputs is None else inputs(batch)
     arrays = tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
     leaves = jax.tree_util.tree_leaves(arrays)
@@ -187,7 +186,7 @@ def _batch_inputs(
         floating = np.issubdtype(np.asarray(leaf).dtype, np.floating)
         if floating and not np.isfinite(leaf).all():
             raise ValueError(
-                f"batch {number} has NaN or infinity in its inputs: clean the data first"
+                f"batch {number} holds NaN or infinity: clean the data first"
             )
     return arrays
 

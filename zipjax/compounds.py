@@ -35,9 +35,7 @@ def map_leaf_axes(
     for number, entry in enumerate(entries):
         before, behind = entries[:number], entries[number + 1 :]
         if isinstance(entry, Sum):
-            pieces = zip(
-                entry.parts, _split(array, number, entry, sizes), strict=True
-            )
+            pieces = zip(entry.parts, _split(array, number, entry, sizes), strict=True)
             mapped = [
                 map_leaf_axes(piece, (*before, part, *behind), sizes, function)
                 for part, piece in pieces
@@ -85,7 +83,7 @@ def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
     size = entry_size(entry, sizes)
     if size is None:
         raise ValueError(
-            f"the size of {entry} is unknown: within a compound use Fixed(size), not None"
+            f"the size of {entry} is unknown: in a compound, use Fixed(size) for None"
         )
     return size
 

@@ -14,10 +14,7 @@ from zipjax.entries import (
     Axis,
     Entries,
     Entry,
-    Fixed,
-    Product,
     Role,
-    Sum,
     decode,
     encode,
     entry_size,
@@ -25,6 +22,7 @@ from zipjax.entries import (
 )
 from zipjax.trees import check_same_keys, path_leaves
 from zipjax.types import Leaves, PyTree, Shape
+
 
 @dataclasses.dataclass(frozen=True)
 class Perm:
@@ -112,6 +110,42 @@ class PermutationSpec:
         """The places where a partial zip may stop, from the input to the output."""
         return find_cuts(self.axes)
 
+    def stop(self, stop_at: str | int | None) -> Cut:
+        """Returns the cut at which a zip stops.
+
+        Args:
+          stop_at: a perm, the number of a cut, 0 for no zip at all, or None for the
+            last cut.
+
+        Raises:
+          ValueError: if there is no such cut, naming the valid ones.
+        """
+        cuts = (Cut(0, "", 0, ()), *self.cuts)
+        if stop_at is None:
+            return cuts[-1]
+        for cut in cuts[1:]:
+            if stop_at in self._last_perms(cut):
+                return cut
+        if isinstance(stop_at, int) and 0 <= stop_at < len(cuts):
+            return cuts[stop_at]
+        valid = ", ".join(
+            f"{c.number} ({c.perm!r}, {c.layers} layers)" for c in self.cuts
+        )
+        raise ValueError(
+            f"stop_at = {stop_at!r} is no valid cut. Behind a cut nothing may write to "
+            f"zipped units. The cuts are 0 (nothing is zipped), {valid}"
+        )
+
+    def trunk(self, stop_at: str | int | None) -> frozenset[str]:
+        """Returns the paths of the parameters that a zip up to there shares."""
+        cut = self.stop(stop_at)
+        depths = layer_depths(self.axes)
+        return frozenset(p for p, d in depths.items() if cut.number and d <= cut.layers)
+
+    def _last_perms(self, cut: Cut) -> list[str]:
+        spans = perm_spans(self.axes)
+        return [perm for perm in cut.perms if spans[perm][1] == cut.layers]
+
     def validate(self, params: PyTree) -> None:
         """Checks that the spec fits these parameters.
 
@@ -163,7 +197,9 @@ class PermutationSpec:
                 for name, perm in data["perms"].items()
             }
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is no permutation spec in JSON: {error!r}") from None
+            raise ValueError(
+                f"this is no permutation spec in JSON: {error!r}"
+            ) from None
         return cls(axes, perms)
 
     def __eq__(self, other: object) -> bool:

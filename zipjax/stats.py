@@ -40,7 +40,9 @@ class Moments:
     def empty(cls, units: int, source: str | None = None) -> "Moments":
         """Returns the moments of no samples, in float32 (float64 under x64)."""
         zeros = jnp.zeros(units, _accumulator(jnp.float32))
-        return cls(zeros.sum(), zeros, zeros, jnp.zeros((units, units), zeros.dtype), source)
+        return cls(
+            zeros.sum(), zeros, zeros, jnp.zeros((units, units), zeros.dtype), source
+        )
 
     def update(self, samples: Float[Array, "samples units"]) -> "Moments":
         """Returns the moments with these samples added, in float32 or better."""

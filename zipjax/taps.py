@@ -116,7 +116,9 @@ def _consumed(
     taps = []
     for number, operand in enumerate(eqn.operands[:2]):
         other = eqn.operands[1 - number] if len(eqn.operands) == 2 else None
-        if isinstance(other, Literal) or other is None or operand not in views:
+        if not isinstance(operand, ValueId) or not isinstance(other, ValueId):
+            continue
+        if operand not in views:
             continue
         view = views[operand]
         entries: list = [None] * len(_shape(other, program))
@@ -168,7 +170,8 @@ def _step_back(eqn: Equation, tap: Tap, program: Program) -> Tap | None:
         rest = iter(entries)
         dropped = eqn.params["axes"]
         return Tap(
-            source, tuple(None if k in dropped else next(rest) for k in range(len(shape)))
+            source,
+            tuple(None if k in dropped else next(rest) for k in range(len(shape))),
         )
     if name in _WINDOWS:
         after = program.avals[tap.value].shape

@@ -1,19 +1,19 @@
 """Names shared by all modules: array aliases, pytrees and the package's errors."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
-PyTree = Any
-ApplyFn = Callable[..., Any]
+PyTree: TypeAlias = Any
+ApplyFn: TypeAlias = Callable[..., Any]
 """``apply_fn(params, *inputs) -> outputs``: one forward pass in evaluation mode."""
 
-Leaves = Mapping[str, Any]
+Leaves: TypeAlias = Mapping[str, Any]
 """A pytree's leaves by path: ``{"params/conv1/kernel": array}``."""
 
-Shape = tuple[int, ...]
-Array = jax.Array
+Shape: TypeAlias = tuple[int, ...]
+Array: TypeAlias = jax.Array
 
 
 class SpecError(ValueError):

@@ -1,0 +1,52 @@
+"""zipjax: merge trained JAX networks into one multi-task model, without training."""
+
+from zipjax.activations import collect_moments
+from zipjax.batch_stats import reset_batch_stats
+from zipjax.checkpoints import load, save
+from zipjax.depth import Cut
+from zipjax.entries import Axis, Entry, Fixed, Product, Sum
+from zipjax.evaluation import Evaluation, evaluate
+from zipjax.matching import match_align, match_identity, match_zip
+from zipjax.matrices import merge_matrices
+from zipjax.merging import match, merge, merge_units
+from zipjax.partial import Merged, apply
+from zipjax.recipes import Recipe, average, permute, zipit
+from zipjax.spec import Perm, PermutationSpec
+from zipjax.stats import Moments
+from zipjax.types import SpecError
+from zipjax.verify import permute_params, random_permutations, verify_spec
+
+__all__ = [
+    "Axis",
+    "Cut",
+    "Entry",
+    "Evaluation",
+    "Fixed",
+    "Merged",
+    "Moments",
+    "Perm",
+    "PermutationSpec",
+    "Product",
+    "Recipe",
+    "SpecError",
+    "Sum",
+    "apply",
+    "average",
+    "collect_moments",
+    "evaluate",
+    "load",
+    "match",
+    "match_align",
+    "match_identity",
+    "match_zip",
+    "merge",
+    "merge_matrices",
+    "merge_units",
+    "permute",
+    "permute_params",
+    "random_permutations",
+    "reset_batch_stats",
+    "save",
+    "verify_spec",
+    "zipit",
+]

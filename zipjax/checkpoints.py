@@ -1,0 +1,113 @@
+"""Saving and restoring with orbax.
+
+Orbax writes to a temporary folder and renames it at the end: what lies under the final
+name is whole, whenever a run was killed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from zipjax.partial import Merged
+from zipjax.spec import PermutationSpec
+from zipjax.trees import check_same_keys, nested, path_leaves
+from zipjax.types import PyTree
+
+_FORMAT = "zipjax.Merged"
+
+
+def save(path: str | os.PathLike[str], merged: Merged) -> None:
+    """Saves a merged model with its spec.
+
+    Args:
+      path: a folder that does not exist yet.
+      merged: the merged model.
+
+    Raises:
+      ValueError: if the path exists: nothing is overwritten.
+    """
+    metadata = {
+        "format": _FORMAT,
+        "spec": merged.spec.to_json(),
+        "heads": len(merged.heads),
+    }
+    heads = {str(number): head for number, head in enumerate(merged.heads)}
+    save_tree(path, {"trunk": merged.trunk, "heads": heads}, metadata)
+
+
+def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Merged:
+    """Restores what :func:`save` wrote; the outputs are the same.
+
+    Args:
+      path: the folder.
+      like: a parameter pytree of the wanted structure (one of the merged models, or its
+        ``jax.eval_shape``); by default parameters come back as nested dictionaries.
+
+    Raises:
+      ValueError: if the path is no such checkpoint, is damaged, or holds other
+        parameters than ``like``. The files are left as they are.
+    """
+    tree, metadata = load_tree(path)
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)!r} is a checkpoint of {metadata.get('format')!r}, not "
+            f"of {_FORMAT!r}: it was not written by zipjax.save"
+        )
+    spec = PermutationSpec.from_json(metadata["spec"])
+    trunk = tree.get("trunk", {})
+    heads = tuple(tree["heads"][str(k)] for k in range(metadata["heads"]))
+    leaves = {**trunk, **(heads[0] if heads else {})}
+    template = nested(leaves) if like is None else like
+    check_same_keys(
+        f"the parameters in {os.fspath(path)!r} and those of like differ",
+        path_leaves(template),
+        leaves,
+        "Pass a pytree of the merged models' structure.",
+    )
+    return Merged(trunk, heads, spec, jax.tree_util.tree_structure(template))
+
+
+def save_tree(
+    path: str | os.PathLike[str], tree: PyTree, metadata: Mapping[str, Any]
+) -> None:
+    """Saves a pytree of arrays with JSON metadata under a name that is free.
+
+    Raises:
+      ValueError: if the path exists.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise ValueError(
+            f"{str(target)!r} exists already: choose another path, or remove it first"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ocp.save(str(target), tree, custom_metadata=dict(metadata))
+
+
+def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
+    """Restores a pytree of numpy arrays and its metadata.
+
+    Raises:
+      ValueError: if there is no whole checkpoint.
+    """
+    target = Path(path).absolute()
+    if not target.exists():
+        raise ValueError(f"there is no checkpoint at {str(target)!r}")
+    try:
+        metadata = ocp.metadata(str(target))
+        # A target of numpy arrays restores on any number of devices.
+        abstract = jax.tree_util.tree_map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata
+        )
+        return ocp.load(str(target), abstract), cast(dict, metadata.custom_metadata)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        summary = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise ValueError(
+            f"the checkpoint at {str(target)!r} is damaged or half written ({summary})."
+            " Nothing was changed; restore it from a copy or write it anew"
+        ) from error
