@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from zipjax.types import AnyArray
+
 _SCALE = 100.0  # CLIP's logit scale.
 Task = Sequence[int]
 Scores = Float[np.ndarray, "batch classes"]
@@ -39,10 +41,10 @@ class Evaluation:
 
 def evaluate(
     forward: Callable[[Any], Any],
-    batches: Iterable[tuple[Any, Int[Any, "batch"]]],
+    batches: Iterable[tuple[Any, Int[AnyArray, "batch"]]],
     *,
     tasks: Sequence[Task],
-    class_embeddings: Float[Any, "classes dim"] | None = None,
+    class_embeddings: Float[AnyArray, "classes dim"] | None = None,
 ) -> Evaluation:
     """Evaluates a model on examples of all tasks.
 

@@ -11,8 +11,8 @@ _QUANTUM = 2.0**-23
 
 
 def merge_matrices(
-    assignment: Int[np.ndarray, "models*n"], num_models: int
-) -> tuple[Float[np.ndarray, "units models*n"], Float[np.ndarray, "models*n units"]]:
+    assignment: Int[np.ndarray, "total"], num_models: int
+) -> tuple[Float[np.ndarray, "units total"], Float[np.ndarray, "total units"]]:
     """Returns M and U of an assignment, in float32.
 
     M averages the units that go to one merged unit; U copies a merged unit to each of
@@ -57,7 +57,7 @@ def merge_matrices(
 
 
 def model_matrices(
-    assignment: Int[np.ndarray, "models*n"], num_models: int
+    assignment: Int[np.ndarray, "total"], num_models: int
 ) -> tuple[Float[Array, "models units n"], Float[Array, "models n units"]]:
     """Returns the blocks M_i and U_i of every model, stacked."""
     merge, unmerge = merge_matrices(assignment, num_models)

@@ -17,7 +17,7 @@ from zipjax.trees import check_models, check_same_keys
 from zipjax.types import Array, Leaves, PyTree
 from zipjax.weights import merge_all
 
-Assignments = Mapping[str, Int[np.ndarray, "models*n"]]
+Assignments = Mapping[str, Int[np.ndarray, "_total"]]
 
 
 def merge(
@@ -62,7 +62,7 @@ def match(
     moments: Mapping[str, Moments] | None = None,
     stop_at: str | int | None = None,
     key: Array | None = None,
-) -> dict[str, Int[np.ndarray, "models*n"]]:
+) -> dict[str, Int[np.ndarray, "_total"]]:
     """Matches the units of every zipped perm; see :func:`merge`.
 
     Returns:

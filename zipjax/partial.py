@@ -8,7 +8,7 @@ import jax
 
 from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves
-from zipjax.types import ApplyFn, Array, PyTree
+from zipjax.types import ApplyFn, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +23,8 @@ class Merged:
       structure: the structure of the models' parameter pytrees.
     """
 
-    trunk: dict[str, Array]
-    heads: tuple[dict[str, Array], ...]
+    trunk: dict[str, Any]
+    heads: tuple[dict[str, Any], ...]
     spec: PermutationSpec = dataclasses.field(metadata={"static": True})
     structure: Any = dataclasses.field(metadata={"static": True})
 

@@ -11,10 +11,13 @@ thousand times the deviation loses nothing in float32.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from zipjax.types import AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -23,17 +26,18 @@ class Moments:
     """Sufficient statistics of the units of all models at one tap.
 
     Attributes:
-      count: number of samples (exact up to 2^24, then to float32's precision).
-      mean: the units' means, leading part.
+      count: number of samples, a scalar (exact to 2^24, then as float32).
+      mean: the units' means ``[units]``, leading part.
       mean_tail: what rounding left out of ``mean``.
-      m2: centred second moment, the sum over samples of (x - mean)(x - mean)^T.
+      m2: centred second moment ``[units, units]``: sum of (x - mean)(x - mean)^T.
       source: which models and spec they were collected for; None if unknown.
     """
 
-    count: Float[Array, ""]
-    mean: Float[Array, "units"]
-    mean_tail: Float[Array, "units"]
-    m2: Float[Array, "units units"]
+    # Unannotated shapes: JAX also rebuilds pytrees of batched arrays and placeholders.
+    count: Any
+    mean: Any
+    mean_tail: Any
+    m2: Any
     source: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
@@ -44,9 +48,9 @@ class Moments:
             zeros.sum(), zeros, zeros, jnp.zeros((units, units), zeros.dtype), source
         )
 
-    def update(self, samples: Float[Array, "samples units"]) -> "Moments":
+    def update(self, samples: Float[AnyArray, "samples units"]) -> "Moments":
         """Returns the moments with these samples added, in float32 or better."""
-        x = samples.astype(_accumulator(samples.dtype))
+        x = jnp.asarray(samples, _accumulator(samples.dtype))
         shift = x.mean(0)
         # Differences of neighbouring floats are exact, so the second mean sees what
         # the first one rounded away.
@@ -112,8 +116,8 @@ def _accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 
 
 def _two_sum(
-    a: Float[Array, "units"], b: Float[Array, "units"]
-) -> tuple[Float[Array, "units"], Float[Array, "units"]]:
+    a: Float[AnyArray, "units"], b: Float[AnyArray, "units"]
+) -> tuple[Float[AnyArray, "units"], Float[AnyArray, "units"]]:
     """Returns a + b and its rounding error (Knuth)."""
     total = a + b
     virtual = total - a

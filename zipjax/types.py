@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 PyTree: TypeAlias = Any
 ApplyFn: TypeAlias = Callable[..., Any]
@@ -14,6 +15,7 @@ Leaves: TypeAlias = Mapping[str, Any]
 
 Shape: TypeAlias = tuple[int, ...]
 Array: TypeAlias = jax.Array
+AnyArray: TypeAlias = jax.Array | np.ndarray
 
 
 class SpecError(ValueError):

@@ -13,7 +13,7 @@ from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
 
-Permutations = Mapping[str, Int[np.ndarray, "units"]]
+Permutations = Mapping[str, Int[np.ndarray, "_units"]]
 
 
 def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:

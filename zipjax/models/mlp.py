@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from zipjax.entries import Axis, Entries
 from zipjax.spec import Perm, PermutationSpec
+from zipjax.types import AnyArray
 
 
 class MLP(nn.Module):
@@ -19,7 +20,9 @@ class MLP(nn.Module):
     outputs: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch outputs"]:
+    def __call__(
+        self, x: Float[AnyArray, "batch ..."]
+    ) -> Float[Array, "batch outputs"]:
         """Returns the outputs for a batch."""
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from zipjax.entries import Axis, Entries
 from zipjax.spec import Perm, PermutationSpec
+from zipjax.types import AnyArray
 
 # PyTorch's padding: "SAME" would pad strided convolutions on the other side.
 _conv3x3 = functools.partial(
@@ -33,7 +34,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width in"], train: bool
+        self, x: Float[AnyArray, "batch height width in"], train: bool
     ) -> Float[Array, "batch height2 width2 features"]:
         """Returns the block's output after its ReLU."""
         norm = functools.partial(nn.BatchNorm, use_running_average=not train)
@@ -65,7 +66,7 @@ class ResNet20(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
+        self, x: Float[AnyArray, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
         """Returns the outputs; ``train`` uses the statistics of the batch."""
         x = _conv3x3(self.features[0], name="conv1")(x)
