@@ -1,0 +1,134 @@
+"""Checks that the matchers share."""
+
+import operator
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
+
+# Float32 sums taken in two orders differ by far less; a one-sided matrix by far more.
+_SYMMETRY_TOLERANCE = 1e-4
+# Entries of a row that a transposition should hold in the cache.
+_TILE = 128
+_PADDING = 8
+
+
+def check_num_models(size: int, num_models: int) -> int:
+    """Return the number of units of each model.
+
+    Args:
+      size: number of units of all models together.
+      num_models: number of models, N.
+
+    Returns:
+      ``n = size / num_models``.
+
+    Raises:
+      ValueError: if there are fewer than two models, no units, or units that N models
+        cannot share equally.
+    """
+    if num_models < 2:
+        raise ValueError(
+            f"num_models={num_models}, but a match needs at least 2 models: pass the "
+            "number of models whose units the similarity holds"
+        )
+    if size == 0 or size % num_models:
+        raise ValueError(
+            f"similarity holds {size} units, which num_models={num_models} models "
+            "cannot share equally: pass the units of all models, the same number of "
+            "each, or correct num_models"
+        )
+    return size // num_models
+
+
+def check_similarity(
+    similarity: ArrayLike, num_models: int
+) -> tuple[Float64[np.ndarray, "units units"], int]:
+    """Return the similarity as float64 and the number of units of each model.
+
+    Args:
+      similarity: ``[N*n, N*n]``.
+      num_models: number of models, N.
+
+    Returns:
+      The matrix (the caller's own array if it was float64: not to be written to) and
+      ``n``.
+
+    Raises:
+      ValueError: if it is not a square matrix of finite real numbers with the same
+        number of units for every model.
+    """
+    matrix = np.asarray(similarity)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"similarity has shape {matrix.shape}, but a square matrix [N*n, N*n] is "
+            "needed: pass the similarity of every unit of all models with every other"
+        )
+    units = check_num_models(matrix.shape[0], operator.index(num_models))
+    if np.iscomplexobj(matrix):
+        raise ValueError(
+            f"similarity has dtype {matrix.dtype}, but real numbers are needed: pass "
+            "its real part or its magnitude"
+        )
+    matrix = matrix.astype(np.float64, copy=False)
+    bad = matrix.size - np.count_nonzero(np.isfinite(matrix))
+    if bad:
+        raise ValueError(
+            f"similarity has {bad} of {matrix.size} entries that are NaN or infinite: "
+            "give units without variance a finite similarity, such as 0"
+        )
+    return matrix, units
+
+
+def symmetric_copy(
+    matrix: Float64[np.ndarray, "units units"],
+) -> Float64[np.ndarray, "units units"]:
+    """Return a copy that is symmetric to the last bit, to be written to.
+
+    Args:
+      matrix: ``[N*n, N*n]``, symmetric up to rounding.
+
+    Returns:
+      The mean of the matrix and its transpose: the matrix itself if it is symmetric.
+
+    Raises:
+      ValueError: if it is not symmetric up to rounding.
+    """
+    size = len(matrix)
+    # Rows a power of two apart share cache lines: columns would be slow to write to.
+    copy = np.empty((size, size + _PADDING))[:, :size]
+    gap = 0.0
+    for i in range(0, size, _TILE):
+        rows = slice(i, i + _TILE)
+        for j in range(i, size, _TILE):
+            columns = slice(j, j + _TILE)
+            mirrored = matrix[columns, rows].copy().T
+            gap = max(gap, float(np.abs(matrix[rows, columns] - mirrored).max()))
+            copy[rows, columns] = (matrix[rows, columns] + mirrored) * 0.5
+            copy[columns, rows] = copy[rows, columns].T
+    scale = float(max(matrix.max(), -matrix.min()))
+    if gap > _SYMMETRY_TOLERANCE * scale:
+        raise ValueError(
+            f"similarity and its transpose differ by up to {gap:.3g} (its largest "
+            f"entry is {scale:.3g}), but a zip needs a symmetric matrix: pass "
+            "(similarity + similarity.T) / 2"
+        )
+    return copy
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Return a setting that must lie between 0 and 1.
+
+    Args:
+      name: what the error calls it.
+      value: the setting.
+
+    Returns:
+      The setting as a float.
+
+    Raises:
+      ValueError: if it lies outside ``[0, 1]`` or is NaN.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value}, but it must lie in [0, 1]: pass a fraction")
+    return float(value)
