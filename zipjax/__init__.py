@@ -9,7 +9,7 @@ from zipjax.evaluation import Evaluation, evaluate
 from zipjax.matching import match_align, match_identity, match_zip
 from zipjax.matrices import merge_matrices
 from zipjax.merging import match, merge, merge_units
-from zipjax.partial import Merged, apply
+from zipjax.partial import Merged, apply, flops
 from zipjax.recipes import Recipe, average, permute, zipit
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
@@ -34,6 +34,7 @@ __all__ = [
     "average",
     "collect_moments",
     "evaluate",
+    "flops",
     "load",
     "match",
     "match_align",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +52,18 @@ class Merged:
         number = len(self.trunk) + len(own)
         like = jax.tree_util.tree_unflatten(self.structure, [0] * number)
         return from_leaves({**self.trunk, **own}, like)
+
+
+def flops(function: Callable[..., Any], *args: PyTree) -> float:
+    """Returns the floating point operations of a call, as XLA counts them.
+
+    Args:
+      function: any function that can be jitted.
+      *args: its arguments; for a merged model
+        ``zipjax.flops(functools.partial(zipjax.apply, apply_fn), merged, inputs)``.
+    """
+    analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+    return float(analysis["flops"])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -21,9 +21,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[AnyArray, "batch ..."]
+        self, x: Float[AnyArray, "batch ..."], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Returns the outputs for a batch."""
+        """Returns the outputs for a batch; training is no different."""
+        del train
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, name=f"dense_{number}")(x))
