@@ -1,6 +1,6 @@
 """zipjax: merge trained JAX networks into one multi-task model, without training."""
 
-from zipjax.activations import collect_moments
+from zipjax.activations import collect_moments, source_of
 from zipjax.batch_stats import reset_batch_stats
 from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
@@ -48,6 +48,7 @@ __all__ = [
     "random_permutations",
     "reset_batch_stats",
     "save",
+    "source_of",
     "verify_spec",
     "zipit",
 ]

@@ -1,5 +1,6 @@
 """Collecting moments: one streaming pass over batches, on all local devices."""
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,8 @@ def collect_moments(
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
+        Must be hashable (a function, or a bound method of a Flax module): the same one
+        is compiled once.
       models: parameter pytrees of one architecture.
       spec: the permutation spec.
       batches: an iterable of batches; every batch is read once.
@@ -55,13 +58,12 @@ def collect_moments(
     check_models(models)
     for model in models:
         spec.validate(model)
-    source = source_of(models, spec)
     devices = tuple(devices or jax.local_devices())
-    collector = _Collector(apply_fn, models, spec, source, devices)
+    collector = _Collector(apply_fn, models, spec, devices)
     for number, batch in enumerate(batches):
         arrays = batch_inputs(number, batch, inputs)
         collector.add(arrays)
-    moments = collector.result()
+    moments = collector.result(source_of(models, spec))
     _check_finite(moments, spec)
     return moments
 
@@ -105,30 +107,30 @@ class _Collector:
         apply_fn: ApplyFn,
         models: Sequence[PyTree],
         spec: PermutationSpec,
-        source: str,
         devices: tuple[Any, ...],
     ) -> None:
         self._models, self._devices = list(models), devices
+        self._function = functools.partial(_parallel, apply_fn, spec)
         self._empty = {
-            perm: Moments.empty(len(models) * size, source)
-            for perm, size in spec.sizes.items()
+            perm: Moments.empty(len(models) * size) for perm, size in spec.sizes.items()
         }
         self._states: dict[int, tuple[State, list[PyTree]]] = {}
-        self._step = functools.partial(_step, apply_fn, spec)
-        self._steps: dict[int, Callable[..., State]] = {}
 
     def add(self, arrays: tuple[Any, ...]) -> None:
         size = np.shape(jax.tree_util.tree_leaves(arrays)[0])[0]
         count = max(k for k in range(1, len(self._devices) + 1) if size % k == 0)
+        replicate, step = self._function(self._devices[:count])
         if count not in self._states:
-            self._start(count)
+            # The parameters are copied to every device once, not with every batch.
+            start = self._empty, self._models
+            self._states[count] = replicate(np.zeros(count), start)
         state, models = self._states[count]
         shards = jax.tree_util.tree_map(
             lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), arrays
         )
-        self._states[count] = self._steps[count](state, models, shards), models
+        self._states[count] = step(state, models, shards), models
 
-    def result(self) -> State:
+    def result(self, source: str) -> State:
         if not self._states:
             raise ValueError(
                 "no batches: moments need at least one batch of inputs (an iterator "
@@ -140,17 +142,27 @@ class _Collector:
             for host in [jax.device_get(state)]
             for k in range(count)
         ]
-        return {
+        totals = {
             perm: functools.reduce(Moments.merge, (shard[perm] for shard in shards))
             for perm in self._empty
         }
+        return {
+            perm: dataclasses.replace(moments, source=source)
+            for perm, moments in totals.items()
+        }
 
-    def _start(self, count: int) -> None:
-        devices = self._devices[:count]
-        # The parameters are copied to every device once, not with every batch.
-        replicate = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
-        self._states[count] = replicate(np.zeros(count), (self._empty, self._models))
-        self._steps[count] = jax.pmap(self._step, devices=devices, donate_argnums=0)
+
+@functools.lru_cache(maxsize=16)
+def _parallel(
+    apply_fn: ApplyFn, spec: PermutationSpec, devices: tuple[Any, ...]
+) -> tuple[Callable[..., Any], Callable[..., State]]:
+    """Returns what copies a pytree to the devices, and the step that runs on them.
+
+    Kept between calls, so that the same network is compiled once.
+    """
+    replicate = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
+    step = functools.partial(_step, apply_fn, spec)
+    return replicate, jax.pmap(step, devices=devices, donate_argnums=0)
 
 
 def _step(

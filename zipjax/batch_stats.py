@@ -66,16 +66,13 @@ def reset_batch_stats(
     """
     heads = _heads(model)
     pairs = stats(path_leaves(heads[0]))
-    step = jax.jit(
-        lambda heads, arrays: [
-            _measure(apply_fn, head, arrays, pairs, ddof) for head in heads
-        ]
-    )
+    if not pairs:
+        return model
     totals: list[dict[str, np.ndarray]] | None = None
     count = 0
     for count, batch in enumerate(batches, start=1):
         arrays = batch_inputs(count - 1, batch, inputs)
-        measured = jax.device_get(step(heads, arrays))
+        measured = jax.device_get(_measure(apply_fn, tuple(pairs), ddof, heads, arrays))
         # Few numbers: the plain average is taken on the host, in float64.
         wide = [{p: x.astype(np.float64) for p, x in h.items()} for h in measured]
         totals = (
@@ -109,14 +106,25 @@ def _replaced(model: Any, means: list[dict[str, np.ndarray]]) -> Any:
     return from_leaves(update(path_leaves(model), means[0]), model)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _measure(
     apply_fn: ApplyFn,
+    pairs: tuple[tuple[str, str], ...],
+    ddof: int,
+    heads: list[PyTree],
+    arrays: tuple[Any, ...],
+) -> list[dict[str, Array]]:
+    """Returns one batch's means and variances by path, of every head."""
+    return [_measure_head(apply_fn, pairs, ddof, head, arrays) for head in heads]
+
+
+def _measure_head(
+    apply_fn: ApplyFn,
+    pairs: tuple[tuple[str, str], ...],
+    ddof: int,
     params: PyTree,
     arrays: tuple[Any, ...],
-    pairs: list[tuple[str, str]],
-    ddof: int,
 ) -> dict[str, Array]:
-    """Returns one batch's means and variances by path."""
     program = trace(apply_fn, params, *arrays)
     sources = _normalised(program)
     rules: dict[ValueId, Derived] = {}

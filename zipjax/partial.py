@@ -57,13 +57,15 @@ class Merged:
 def flops(function: Callable[..., Any], *args: PyTree) -> float:
     """Returns the floating point operations of a call, as XLA counts them.
 
+    NaN where the backend does not count.
+
     Args:
       function: any function that can be jitted.
       *args: its arguments; for a merged model
         ``zipjax.flops(functools.partial(zipjax.apply, apply_fn), merged, inputs)``.
     """
     analysis = jax.jit(function).lower(*args).compile().cost_analysis()
-    return float(analysis["flops"])
+    return float((analysis or {}).get("flops", float("nan")))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -270,6 +270,7 @@ def _solve_sizes(
         for entry, size in zip(entries, shapes[path], strict=False)
         if entry is not None
     ]
+    waiting.sort(key=lambda pair: not isinstance(pair[0], Axis))
     while waiting:
         unsolved = [pair for pair in waiting if not _solve_entry(*pair, sizes)]
         if len(unsolved) == len(waiting):

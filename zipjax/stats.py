@@ -75,8 +75,12 @@ class Moments:
             )
         count = self.count + other.count
         share = other.count / jnp.maximum(count, 1)
-        delta = (other.mean - self.mean) + (other.mean_tail - self.mean_tail)
-        head, tail = _two_sum(self.mean, self.mean_tail + delta * share)
+        # In two parts: from no samples at all, the distance is the whole mean.
+        lead, rest = _two_sum(other.mean, -self.mean)
+        rest = rest + (other.mean_tail - self.mean_tail)
+        head, tail = _two_sum(self.mean, lead * share)
+        head, tail = _two_sum(head, tail + (self.mean_tail + rest * share))
+        delta = lead + rest
         spread = jnp.outer(delta, delta) * (self.count * share)
         m2 = self.m2 + other.m2 + spread
         return Moments(count, head, tail, m2, self.source)
@@ -94,6 +98,7 @@ class Moments:
         rounding = 4 * jnp.finfo(std.dtype).eps * jnp.abs(self.mean)
         return jnp.where(std > rounding, std, 0)
 
+    @jax.jit  # One compiled call a size: dozens of perms share a few.
     def correlation(self) -> Float[Array, "units units"]:
         """Returns Pearson's correlations, in [-1, 1].
 

@@ -178,7 +178,7 @@ def _step_back(eqn: Equation, tap: Tap, program: Program) -> Tap | None:
         pooled = [k for k in range(len(shape)) if shape[k] != after[k]]
         glob = all(after[k] == 1 and entries[k] is None for k in pooled)
         return Tap(source, entries) if glob else None
-    if name in ("reshape", "squeeze"):
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
         back = _match_ones(program.avals[tap.value].shape, shape, entries)
         return None if back is None else Tap(source, back)
     return None

@@ -33,7 +33,7 @@ def merge_leaf(
       leaves: the parameter of every model, of one shape.
       entries: its axes' entries.
       sizes: number of units of every perm before merging.
-      matrices: M and U of every perm.
+      matrices: M and U of every perm that is merged.
 
     Returns:
       The merged parameter, computed in float32 or better, of the models' dtype.
@@ -42,7 +42,8 @@ def merge_leaf(
 
     def contribution(model: int) -> Array:
         def multiply(array: Array, axes: Entries) -> Array:
-            produced = sum(_role(axis) == "out" for axis in axes)
+            merged = [x for x in axes if isinstance(x, Axis) and x.perm in matrices]
+            produced = sum(axis.role == "out" for axis in merged)
             # Every M sums to 1 over the models; so must their product.
             scale = float(num_models) ** (produced - 1)
             return scale * _multiply(array, axes, matrices, model)

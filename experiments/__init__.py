@@ -1,0 +1,1 @@
+"""Runnable experiments on top of zipjax: data, training, tables and plots."""

@@ -1,0 +1,151 @@
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import zipjax
+from experiments import cache, data, tasks
+from experiments.experiment import Experiment
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"
+
+
+def small_config():
+    spec = importlib.util.spec_from_file_location("digits", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.seeds = (0, 1)
+    config.mlp.hidden = (32, 32)
+    config.train.epochs = 8
+    return config
+
+
+def run(workdir, config=None):
+    console = Console(record=True, width=120, file=open("/dev/null", "w"))
+    with console.file:
+        results = Experiment(config or small_config(), workdir, console).run()
+        return results, console.export_text()
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    results, text = run(workdir)
+    return workdir, results, text
+
+
+def test_every_method_has_a_row_for_every_seed(first_run):
+    workdir, results, text = first_run
+    methods = [
+        "Model A",
+        "Model B",
+        "Ensemble",
+        "Average",
+        "Permute",
+        "ZipIt! 3/3",
+        "ZipIt! 2/3",
+        "ZipIt! 1/3",
+    ]
+    assert [r.method for r in results if r.seed == 0] == methods
+    assert [r.method for r in results if r.seed == 1] == methods
+    with (workdir / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(results)
+    assert all(method in text for method in methods)
+    assert (workdir / "report.html").stat().st_size > 100_000
+
+
+def test_merging_beats_averaging_and_flops_grow_with_the_heads(first_run):
+    _, results, _ = first_run
+    by_method = {r.method: r for r in results if r.seed == 0}
+    assert by_method["ZipIt! 3/3"].average > by_method["Average"].average + 0.1
+    flops = [by_method[f"ZipIt! {k}/3"].flops for k in (3, 2, 1)]
+    assert flops == sorted(flops)
+    assert by_method["Model A"].flops == flops[0]
+    assert by_method["Ensemble"].flops == pytest.approx(2 * flops[0], rel=0.01)
+
+
+def test_a_second_run_reuses_everything_and_says_so(first_run):
+    workdir, results, _ = first_run
+    before = {p: p.stat().st_mtime_ns for p in (workdir / "models").iterdir()}
+    again, text = run(workdir)
+    assert again == results
+    assert text.count("reused") == 6
+    assert {p: p.stat().st_mtime_ns for p in (workdir / "models").iterdir()} == before
+
+
+def test_a_killed_run_finishes_with_the_same_table(first_run, tmp_path, monkeypatch):
+    _, results, _ = first_run
+    saved = []
+
+    def die_on_the_third(path, tree, metadata):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        return original(path, tree, metadata)
+
+    original = cache.checkpoints.save_tree
+    monkeypatch.setattr(cache.checkpoints, "save_tree", die_on_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    again, text = run(tmp_path)
+    assert again == results
+    assert text.count("reused") == 2
+
+
+def test_other_training_settings_do_not_reuse_networks(first_run):
+    workdir, _, _ = first_run
+    config = small_config()
+    config.seeds = (0,)
+    config.train.epochs = 1
+    _, text = run(workdir, config)
+    assert "reused" not in text
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    folder = tmp_path / "seed0"
+    cache.remember(folder, [1], lambda: {"x": np.ones(3)})
+    (target,) = tmp_path.iterdir()
+    for file in target.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match=target.name):
+        cache.remember(folder, [1], lambda: {"x": np.ones(3)})
+
+
+def test_digits_are_real_and_disjoint():
+    digits = data.load("digits")
+    assert len(digits.train.labels) + len(digits.test.labels) == 1797
+    train = {image.tobytes() for image in digits.train.images}
+    assert not any(image.tobytes() in train for image in digits.test.images)
+    some = digits.test.of_classes((3, 5))
+    assert set(some.labels) == {3, 5}
+    assert sum(len(labels) for _, labels in some.batches(7)) == len(some.labels)
+
+
+def test_unknown_dataset_names_the_known_ones():
+    with pytest.raises(ValueError, match="digits"):
+        data.load("mnist")
+
+
+def test_classes_split_at_random_into_equal_tasks(key):
+    split = tasks.split_classes(10, 2, key)
+    assert sorted(split[0] + split[1]) == list(range(10))
+    assert len(split[0]) == 5
+    with pytest.raises(ValueError, match="10 classes"):
+        tasks.split_classes(10, 3, key)
+
+
+def test_the_experiment_uses_the_public_package_only():
+    source = Path(zipjax.__file__).parent
+    imports = [
+        line
+        for file in source.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if line.startswith(("import experiments", "from experiments"))
+    ]
+    assert imports == []

@@ -1,0 +1,32 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import zipjax
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code_lines = [line for line in code.splitlines() if line.strip()]
+    assert len(code_lines) <= 40
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    merged, x = names["merged"], names["images"]
+    restored = zipjax.load(tmp_path / "merged")
+    again = zipjax.apply(names["net"].apply, restored, x)
+    np.testing.assert_array_equal(names["outputs"], again)
+
+
+@pytest.mark.parametrize("command", ["bin/pytest", "-m experiments.run"])
+def test_the_quick_start_has_complete_commands(command):
+    (section,) = re.findall(
+        r"## Quick start\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    (line,) = [row for row in section.splitlines() if row.endswith(command)]
+    assert line.startswith("python3 -m venv .venv && .venv/bin/pip install")
