@@ -28,6 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.learning_rate = 2e-3
     config.train.weight_decay = 1e-2
 
+    config.tensorboard = False  # Training curves; needs the extra of that name.
+
     config.batch_size = 256  # Of moments, batch statistics and evaluation.
 
     config.zipit = ml_collections.ConfigDict()

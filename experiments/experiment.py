@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ from experiments.data import Dataset, Split, load
 from experiments.results import Result, letter
 from experiments.tasks import split_classes
 from experiments.text_embeddings import load_class_embeddings
-from experiments.train import Config, train
+from experiments.train import Config, WriteScalars, train
 from zipjax.models import mlp
 
-Models = list[dict[str, Any]]
+Models: TypeAlias = list[dict[str, Any]]
+Method: TypeAlias = tuple[str, int | None, Callable[[], Any]]
+"""A row's name, its number of zipped layers (if it is a zip), what makes the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Experiment:
         spec = mlp.spec(self.network)
         for seed in self.config.seeds:
             setting = self.prepare(seed, spec)
-            merged = list(self.merged(setting))
-            for method, layers, model in self.track(merged, f"seed {seed}: evaluate"):
-                results.append(self.evaluate(setting, method, layers, model))
+            rows = self.track(self.rows(setting), f"seed {seed}: merge and evaluate")
+            for method, layers, make in rows:
+                results.append(self.evaluate(setting, method, layers, make()))
             pictures = pictures or self.unit_pictures(setting)
         depth = plots.accuracy_against_depth(results, spec.layers)
         caption = (
@@ -104,7 +106,10 @@ class Experiment:
             split = Split(chosen.images, np.searchsorted(task, chosen.labels))
             targets = self.embeddings[np.asarray(task)]
             config = self.config.train
-            return train(self.network, split, targets, key, config, self.track, title)
+            write = self.scalar_writer(f"seed{seed}_{letter(number)}")
+            return train(
+                self.network, split, targets, key, config, self.track, write, title
+            )
 
         inputs = (
             self.config.dataset,
@@ -146,12 +151,16 @@ class Experiment:
             perm: zipjax.Moments(**fields[perm], source=source) for perm in spec.perms
         }
 
-    def merged(self, setting: Setting) -> Iterator[tuple[str, int | None, Any]]:
-        """Yields the name, the number of zipped layers and the model of every row."""
+    def rows(self, setting: Setting) -> Iterator[Method]:
+        """Yields the methods of the table."""
         for number, model in enumerate(setting.models):
-            yield f"Model {letter(number)}", None, model
+            yield f"Model {letter(number)}", None, functools.partial(dict, model)
         merge = functools.partial(
-            zipjax.merge, setting.models, setting.spec, moments=setting.moments
+            functools.partial,
+            zipjax.merge,
+            setting.models,
+            setting.spec,
+            moments=setting.moments,
         )
         yield "Ensemble", 0, merge(zipjax.average(), stop_at=0)
         yield "Average", None, merge(zipjax.average())
@@ -160,8 +169,8 @@ class Experiment:
         zipit = zipjax.zipit(**self.config.zipit)
         yield f"ZipIt! {total}/{total}", total, merge(zipit)
         for cut in reversed(setting.spec.cuts):
-            model = merge(zipit, stop_at=cut.number)
-            yield f"ZipIt! {cut.layers}/{total}", cut.layers, model
+            partial = merge(zipit, stop_at=cut.number)
+            yield f"ZipIt! {cut.layers}/{total}", cut.layers, partial
 
     def evaluate(
         self, setting: Setting, method: str, layers: int | None, model: Any
@@ -213,6 +222,16 @@ class Experiment:
             for perm, assignment in assignments.items()
         ]
         return [kinds, matched, *matrices]
+
+    def scalar_writer(self, name: str) -> WriteScalars:
+        """Returns what writes training curves: to TensorBoard if that is wanted."""
+        if not self.config.tensorboard:
+            return lambda step, scalars: None
+        # TensorFlow takes seconds to import and is an extra: "zipjax[tensorboard]".
+        from clu import metric_writers
+
+        writer = metric_writers.SummaryWriter(str(self.workdir / "tensorboard" / name))
+        return writer.write_scalars
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""

@@ -17,7 +17,8 @@ from experiments.data import Split
 _SCALE = 100.0  # CLIP's logit scale.
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
-Track = Callable[[Iterable[int], str], Iterable[int]]
+WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
+Track: TypeAlias = Callable[[Iterable[int], str], Iterable[int]]
 
 
 @flax.struct.dataclass
@@ -44,6 +45,7 @@ def train(
     key: jax.Array,
     config: Config,
     track: Track,
+    write: WriteScalars,
     title: str,
 ) -> Variables:
     """Trains one network on the classes that occur in ``split``.
@@ -55,6 +57,7 @@ def train(
       key: PRNG key of initialisation and shuffling.
       config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``.
       track: wraps the epochs in a progress bar with a title.
+      write: receives the number and the mean accuracy and loss of every epoch.
       title: what the bar and the log call this training.
 
     Returns:
@@ -78,6 +81,7 @@ def train(
     for number in track(range(config.epochs), title):
         epoch_key = jax.random.fold_in(shuffle_key, number)
         state, collected = run_epoch(state, *arrays, epoch_key)
+        write(number, {name: float(x) for name, x in collected.compute().items()})
     logging.info("%s: %s", title, collected.compute())
     return {"params": state.params, **state.others}
 

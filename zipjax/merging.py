@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax.activations import source_of
+from zipjax.depth import Cut
 from zipjax.matrices import model_matrices
 from zipjax.partial import Merged
 from zipjax.recipes import Recipe
@@ -71,6 +72,7 @@ def match(
     del key  # All recipes so far are deterministic.
     _check(models, spec)
     stop = spec.stop(stop_at)
+    _check_groups(spec, recipe, stop)
     check_same_keys(
         "num_units names perms that are not zipped",
         set(recipe.num_units) & set(stop.perms),
@@ -164,6 +166,16 @@ def _check(models: Sequence[PyTree], spec: PermutationSpec) -> list[dict]:
                 "outputs (behind the last cut) may differ in shape"
             )
     return all_leaves
+
+
+def _check_groups(spec: PermutationSpec, recipe: Recipe, stop: Cut) -> None:
+    nested = [perm for perm in stop.perms if spec.perms[perm].groups]
+    if nested and recipe.similarity != "none":
+        raise ValueError(
+            f"recipe {recipe.name!r} matches units one by one, but the perms {nested} "
+            "are nested in groups (attention heads, GroupNorm), which must be matched "
+            "as a whole. Stop the zip before them, or use zipjax.average()"
+        )
 
 
 def _check_moments(

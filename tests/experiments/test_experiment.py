@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,9 @@ def small_config():
 
 
 def run(workdir, config=None):
-    console = Console(record=True, width=120, file=open("/dev/null", "w"))
-    with console.file:
-        results = Experiment(config or small_config(), workdir, console).run()
-        return results, console.export_text()
+    console = Console(record=True, width=120, file=io.StringIO())
+    results = Experiment(config or small_config(), workdir, console).run()
+    return results, console.export_text()
 
 
 @pytest.fixture(scope="module")
