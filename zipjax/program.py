@@ -95,14 +95,25 @@ def trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
       *inputs: the other inputs, likewise.
     """
     closed = jax.make_jaxpr(apply_fn)(params, *inputs)
+    program = from_jaxpr(closed)
+    paths = list(path_leaves(params))
+    numbers = program.inputs
+    return dataclasses.replace(
+        program,
+        params=dict(zip(paths, numbers[: len(paths)], strict=True)),
+        inputs=numbers[len(paths) :],
+    )
+
+
+def from_jaxpr(closed: jex_core.ClosedJaxpr) -> Program:
+    """Flattens a jaxpr, such as the body of a loop; all its arguments are inputs."""
     tracer = _Flattener()
     numbers = [tracer.new_value(var.aval) for var in closed.jaxpr.invars]
     constants = [tracer.new_value(var.aval) for var in closed.jaxpr.constvars]
     outputs = tracer.inline(closed.jaxpr, constants, numbers)
-    paths = list(path_leaves(params))
     return Program(
-        params=dict(zip(paths, numbers[: len(paths)], strict=True)),
-        inputs=tuple(numbers[len(paths) :]),
+        params={},
+        inputs=tuple(numbers),
         outputs=tuple(outputs),
         constants=dict(zip(constants, closed.consts, strict=True)) | tracer.constants,
         equations=tuple(tracer.equations),

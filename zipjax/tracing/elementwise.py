@@ -1,0 +1,55 @@
+"""Rules of primitives that compute each element from those at the same position."""
+
+from collections.abc import Sequence
+
+from zipjax.program import Equation
+from zipjax.tracing.groups import Axes
+from zipjax.tracing.nodes import Node
+from zipjax.tracing.reader import Reader
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
+    copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge
+    gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min
+    mul ne neg nextafter not optimization_barrier or polygamma population_count pow
+    pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
+    sinh sqrt square stop_gradient sub tan tanh xor
+    """.split()
+)
+
+
+def freeze_all(
+    reader: Reader, operands: Sequence[Axes], shapes: Sequence[tuple[int, ...]]
+) -> list[Axes]:
+    """Freezes everything that an equation touches."""
+    for axes in operands:
+        reader.freeze(axes)
+    return [tuple(reader.frozen(size) for size in shape) for shape in shapes]
+
+
+def elementwise(
+    reader: Reader,
+    eqn: Equation,
+    operands: list[Axes],
+    shapes: Sequence[tuple[int, ...]],
+) -> Sequence[Axes]:
+    """Ties the operands axis by axis; axes of size 1 and scalars are broadcast."""
+    if len(shapes) > 1:
+        return operands
+    (shape,) = shapes
+    if any(axes and len(axes) != len(shape) for axes in operands):
+        return freeze_all(reader, operands, shapes)
+    result = []
+    for number, size in enumerate(shape):
+        found = [
+            axes[number]
+            for axes in operands
+            if axes and axes[number].size == size
+        ]
+        for other in found[1:]:
+            reader.tie(found[0], other)
+        result.append(found[0] if found else Node(size))
+    return [tuple(result)]

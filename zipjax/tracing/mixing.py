@@ -1,0 +1,175 @@
+"""Rules of products, convolutions, reductions and sorts."""
+
+from collections.abc import Sequence
+
+from zipjax.program import Equation
+from zipjax.tracing.elementwise import freeze_all
+from zipjax.tracing.groups import Axes
+from zipjax.tracing.nodes import Node, halves, product
+from zipjax.tracing.reader import Reader
+
+Shapes = Sequence[tuple[int, ...]]
+
+
+def dot_general(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Ties batch axes and contracted axes."""
+    left, right = operands[:2]
+    contracted, batched = eqn.params["dimension_numbers"]
+    batch = [left[k] for k in batched[0]]
+    for a, b in zip(*batched, strict=True):
+        reader.tie(left[a], right[b])
+    for a, b in zip(*contracted, strict=True):
+        reader.contract(left[a], right[b])
+    used = [{*contracted[side], *batched[side]} for side in (0, 1)]
+    kept = [
+        [node for k, node in enumerate(axes) if k not in used[side]]
+        for side, axes in enumerate((left, right))
+    ]
+    reader.log([*batch, *(left[k] for k in contracted[0])])
+    for nodes in kept:
+        reader.log([*batch, *nodes])
+    return [(*batch, *kept[0], *kept[1])]
+
+
+def conv(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Ties input channels; splits the channels of a grouped convolution."""
+    image, kernel = operands[:2]
+    layout, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    if eqn.params["batch_group_count"] != 1:
+        return freeze_all(reader, operands, shapes)
+    reader.freeze(kernel[k] for k in layout.rhs_spec[2:])
+    sample, channels = (image[k] for k in layout.lhs_spec[:2])
+    features, inputs = (kernel[k] for k in layout.rhs_spec[:2])
+    batch: list[Node] = []
+    if groups > 1:
+        split = halves(channels, groups), halves(features, groups)
+        if split[0] is None or split[1] is None:
+            return freeze_all(reader, operands, shapes)
+        (group, channels), (other, inner) = split
+        reader.tie(group, other)
+        batch, features = [group], product([group, inner])
+    reader.contract(channels, inputs)
+    reader.log([*batch, channels])
+    reader.log([sample])
+    reader.log([features])
+    result = {layout.out_spec[0]: sample, layout.out_spec[1]: features}
+    for number, place in enumerate(layout.out_spec[2:]):
+        result[place] = _moved(reader, eqn, image, shapes[0][place], number)
+    return [tuple(result[k] for k in range(len(result)))]
+
+
+def _moved(
+    reader: Reader, eqn: Equation, image: Axes, size: int, number: int
+) -> Node:
+    """Returns a spatial axis of a convolution's result."""
+    params = eqn.params
+    node = image[params["dimension_numbers"].lhs_spec[2 + number]]
+    pointwise = (
+        size == node.size
+        and params["window_strides"][number] == 1
+        and tuple(params["padding"][number]) == (0, 0)
+        and params["lhs_dilation"][number] == 1
+    )
+    if pointwise:
+        return node
+    reader.freeze([node])
+    return reader.frozen(size)
+
+
+def reduce(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Drops axes: sums, products and extrema do not depend on the order."""
+    dropped = eqn.params["axes"]
+    return [tuple(n for k, n in enumerate(operands[0]) if k not in dropped)]
+
+
+def arg_extremum(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Drops axes and freezes them: the result is a position along them."""
+    reader.freeze(operands[0][k] for k in eqn.params["axes"])
+    return reduce(reader, eqn, operands, shapes)
+
+
+def window(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Freezes the axes that a window slides along."""
+    if len(shapes) > 1:
+        return freeze_all(reader, operands, shapes)
+    params, result = eqn.params, []
+    for number, (node, size) in enumerate(zip(operands[0], shapes[0], strict=True)):
+        still = node.size == size and params["window_dimensions"][number] == 1
+        result.append(node if still else reader.frozen(size))
+        if not still:
+            reader.freeze([node])
+    kept = zip(operands[0], result, strict=True)
+    reader.log(node for node, after in kept if node is after)
+    return [tuple(result)]
+
+
+def cumulate(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Freezes the axis along which a running sum is taken."""
+    return _ordered(reader, operands, eqn.params["axis"])
+
+
+def sort(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Freezes the sorted axis; several operands are sorted together."""
+    for axes in operands[1:]:
+        for a, b in zip(operands[0], axes, strict=True):
+            reader.tie(a, b)
+    return _ordered(reader, operands, eqn.params["dimension"])
+
+
+def _ordered(reader: Reader, operands: list[Axes], axis: int) -> list[Axes]:
+    for axes in operands:
+        reader.freeze([axes[axis]])
+    reader.log(node for k, node in enumerate(operands[0]) if k != axis)
+    return operands
+
+
+def top_k(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Freezes the axis of which the largest elements are taken."""
+    (axes,) = operands
+    axis = eqn.params.get("axis", -1) % len(axes)
+    reader.freeze([axes[axis]])
+    kept = [node for k, node in enumerate(axes) if k != axis]
+    reader.log(kept)
+    return [
+        tuple(reader.frozen(s[k]) if k == axis else axes[k] for k in range(len(s)))
+        for s in shapes
+    ]
+
+
+MIXING = {
+    "dot_general": dot_general,
+    "conv_general_dilated": conv,
+    **dict.fromkeys(
+        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and",
+         "reduce_or", "reduce_xor"),
+        reduce,
+    ),
+    "argmax": arg_extremum,
+    "argmin": arg_extremum,
+    **dict.fromkeys(
+        ("reduce_window_sum", "reduce_window_max", "reduce_window_min",
+         "reduce_window"),
+        window,
+    ),
+    **dict.fromkeys(
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulate
+    ),
+    "sort": sort,
+    "top_k": top_k,
+}
