@@ -3,10 +3,10 @@
 import pytest
 
 from tests.tracing.permuting import error_of
-from tests.zoo import convnets
+from tests.zoo import convnets, vits
 from zipjax.tracing import infer_spec
 
-CASES = {**convnets.CASES}
+CASES = {**convnets.CASES, **vits.CASES}
 
 
 @pytest.mark.parametrize("name", CASES)
