@@ -1,16 +1,18 @@
 """Arrays with compound axes, seen as arrays whose axes are leaves.
 
-A product is a reshape and a sum is a slice; everything that reads or changes units
+A product is a reshape and a sum is a slice (in which families of other axes become
+one of their members, so that sums come first); everything that reads or changes units
 (permuting, merging, activations) goes through the two functions here.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.entries import Axis, Entries, Entry, Product, Sum, entry_size
+from zipjax.entries import Axis, Entries, Entry, Product, Sum, entry_size, select_member
 from zipjax.types import Array
 
 
@@ -33,14 +35,14 @@ def map_leaf_axes(
       The array put together again from what ``function`` returned.
     """
     for number, entry in enumerate(entries):
-        before, behind = entries[:number], entries[number + 1 :]
         if isinstance(entry, Sum):
-            pieces = zip(entry.parts, _split(array, number, entry, sizes), strict=True)
             mapped = [
-                map_leaf_axes(piece, (*before, part, *behind), sizes, function)
-                for part, piece in pieces
+                map_leaf_axes(piece, parts, sizes, function)
+                for parts, piece in _split(array, number, entries, sizes)
             ]
             return jnp.concatenate(mapped, axis=number)
+    for number, entry in enumerate(entries):
+        before, behind = entries[:number], entries[number + 1 :]
         if isinstance(entry, Product):
             factors = entry.factors
             opened = _open(array, number, factors, sizes)
@@ -61,13 +63,12 @@ def unit_views(
       perm: the perm whose units become the last axis; all else are samples.
     """
     for number, entry in enumerate(entries):
-        before, behind = entries[:number], entries[number + 1 :]
         if isinstance(entry, Sum):
-            pieces = _split(array, number, entry, sizes)
-            for part, piece in zip(entry.parts, pieces, strict=True):
-                parts = (*before, part, *behind)
+            for parts, piece in _split(array, number, entries, sizes):
                 yield from unit_views(piece, parts, sizes, perm)
             return
+    for number, entry in enumerate(entries):
+        before, behind = entries[:number], entries[number + 1 :]
         if isinstance(entry, Product):
             opened = _open(array, number, entry.factors, sizes)
             factors = (*before, *entry.factors, *behind)
@@ -89,10 +90,16 @@ def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
 
 
 def _split(
-    array: Array, number: int, entry: Sum, sizes: Mapping[str, int]
-) -> list[Array]:
+    array: Array, number: int, entries: Entries, sizes: Mapping[str, int]
+) -> Iterator[tuple[Entries, Array]]:
+    """Yields the parts of a sum, each with the entries of all axes in it."""
+    entry = cast(Sum, entries[number])
     ends = np.cumsum([_size(part, sizes) for part in entry.parts])
-    return jnp.split(array, ends[:-1].tolist(), axis=number)
+    pieces = jnp.split(array, ends[:-1].tolist(), axis=number)
+    for k, (part, piece) in enumerate(zip(entry.parts, pieces, strict=True)):
+        inside = [select_member(other, number, k) for other in entries]
+        inside[number] = part
+        yield tuple(inside), piece
 
 
 def _open(

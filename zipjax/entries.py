@@ -6,7 +6,10 @@
 * ``Product(factors)``: a row-major product of entries, such as the h*w*c inputs of a
   Dense layer behind a flatten, ``Product((Fixed(h * w), Axis("conv", "in")))``;
 * ``Sum(parts)``: a concatenation of entries, such as the inputs behind a skip
-  connection by concatenation. ``Fixed(size)`` is a leaf of a compound without a perm.
+  connection by concatenation. ``Fixed(size)`` is a leaf of a compound without a perm;
+* ``Family(index, members)``: ``members[k]`` where axis number ``index`` of the same
+  array, whose entry is a Sum, is in its part k. So is the last axis of a fused QKV
+  kernel ``[features, 3, heads, head_dim]``, for Q and K share a perm that V lacks.
 
 For permutations U = M^T and the role does not matter; for a zip it does.
 """
@@ -55,7 +58,20 @@ class Sum:
     parts: tuple["Entry", ...]
 
 
-Entry: TypeAlias = Axis | Fixed | Product | Sum | None
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Entries that an axis has in turn: ``members[k]`` in part k of another axis.
+
+    Attributes:
+      index: number of the other axis, whose entry is a Sum with as many parts.
+      members: entries of one size.
+    """
+
+    index: int
+    members: tuple["Entry", ...]
+
+
+Entry: TypeAlias = Axis | Fixed | Product | Sum | Family | None
 Entries: TypeAlias = tuple[Entry, ...]
 
 
@@ -64,9 +80,21 @@ def leaf_axes(entry: Entry) -> Iterator[Axis]:
     match entry:
         case Axis():
             yield entry
-        case Product(children) | Sum(children):
+        case Product(children) | Sum(children) | Family(_, children):
             for child in children:
                 yield from leaf_axes(child)
+
+
+def select_member(entry: Entry, index: int, part: int) -> Entry:
+    """Returns an entry within one part of axis number ``index``."""
+    match entry:
+        case Product(children):
+            return Product(tuple(select_member(x, index, part) for x in children))
+        case Sum(children):
+            return Sum(tuple(select_member(x, index, part) for x in children))
+        case Family(number, members) if number == index:
+            return members[part]
+    return entry
 
 
 def entry_size(entry: Entry, sizes: Mapping[str, int]) -> int | None:
@@ -78,6 +106,8 @@ def entry_size(entry: Entry, sizes: Mapping[str, int]) -> int | None:
             return sizes.get(entry.perm)
         case Fixed():
             return entry.size
+        case Family():
+            return entry_size(entry.members[0], sizes)
         case Product(children) | Sum(children):
             parts = [entry_size(child, sizes) for child in children]
             if any(size is None for size in parts):
@@ -99,6 +129,9 @@ def encode(entry: Entry) -> Any:
             return {"product": [encode(child) for child in entry.factors]}
         case Sum():
             return {"sum": [encode(child) for child in entry.parts]}
+        case Family():
+            members = [encode(child) for child in entry.members]
+            return {"family": members, "index": entry.index}
 
 
 def decode(data: Any) -> Entry:
@@ -118,4 +151,6 @@ def decode(data: Any) -> Entry:
             return Product(tuple(decode(child) for child in children))
         case {"sum": list(children)}:
             return Sum(tuple(decode(child) for child in children))
+        case {"family": list(children), "index": int(index)}:
+            return Family(index, tuple(decode(child) for child in children))
     raise ValueError(f"{data!r} is no entry of a permutation spec")

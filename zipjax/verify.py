@@ -13,16 +13,18 @@ from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
 
-Permutations = Mapping[str, Int[np.ndarray, "_units"]]
+Permutations = Mapping[str, Int[np.ndarray, "*_groups _units"]]
 
 
 def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:
-    """Draws one permutation for every perm of a spec."""
+    """Draws permutations ``[*groups, units]`` of every perm: one a group."""
     keys = jax.random.split(key, len(spec.perms))
-    return {
-        perm: np.asarray(jax.random.permutation(k, size))
-        for k, (perm, size) in zip(keys, spec.sizes.items(), strict=True)
-    }
+    out = {}
+    for k, (name, perm) in zip(keys, spec.perms.items(), strict=True):
+        shape = (*(spec.sizes[group] for group in perm.groups), perm.size)
+        rows = jnp.broadcast_to(jnp.arange(perm.size), shape)
+        out[name] = np.asarray(jax.random.permutation(k, rows, -1, independent=True))
+    return out
 
 
 def permute_params(
@@ -33,8 +35,9 @@ def permute_params(
     Args:
       params: parameter pytree.
       spec: the permutation spec.
-      permutations: ``{perm: indices}``; new unit k is old unit ``indices[k]``. Perms
-        that are left out stay as they are.
+      permutations: ``{perm: indices}``; new unit k is old unit ``indices[k]``, or
+        ``indices[group, k]`` in the old order of the groups that enclose the perm.
+        Perms that are left out stay as they are.
 
     Returns:
       The parameters with reordered units.
@@ -42,9 +45,13 @@ def permute_params(
     spec.validate(params)
 
     def reorder(array: Array, entries: Entries) -> Array:
-        for number, entry in enumerate(entries):
-            if isinstance(entry, Axis) and entry.perm in permutations:
-                array = jnp.take(array, permutations[entry.perm], axis=number)
+        names = [x.perm if isinstance(x, Axis) else None for x in entries]
+        axes = [k for k, name in enumerate(names) if name in permutations]
+        # The units of a group are reordered before the group itself is.
+        for k in sorted(axes, key=lambda k: -len(spec.perms[names[k]].groups)):
+            groups = [names.index(group) for group in spec.perms[names[k]].groups]
+            indices = _spread(permutations[names[k]], [*groups, k], array.ndim)
+            array = jnp.take_along_axis(array, indices, axis=k)
         return array
 
     leaves = {
@@ -100,6 +107,16 @@ def verify_spec(
     return worst
 
 
+def _spread(
+    indices: Int[np.ndarray, "*_groups _units"], axes: list[int], rank: int
+) -> Int[np.ndarray, "..."]:
+    """Lays out the axes of ``indices`` as the given axes of an array of a rank."""
+    shape = [1] * rank
+    for axis, size in zip(axes, indices.shape, strict=True):
+        shape[axis] = size
+    return indices.transpose(np.argsort(axes)).reshape(shape)
+
+
 def _outputs(tree: PyTree) -> list[np.ndarray]:
     outputs = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(tree)]
     if not outputs or not all(np.isfinite(x).all() for x in outputs):
@@ -123,7 +140,7 @@ def _check_moved(
 ) -> None:
     before, after = path_leaves(params), path_leaves(permuted)
     for perm, indices in permutations.items():
-        if np.array_equal(indices, np.arange(indices.size)):
+        if (indices == np.arange(indices.shape[-1])).all():
             continue
         paths = {path for path, _, _ in spec.members(perm)}
         if all(np.array_equal(before[path], after[path]) for path in paths):

@@ -45,9 +45,7 @@ def elementwise(
     result = []
     for number, size in enumerate(shape):
         found = [
-            axes[number]
-            for axes in operands
-            if axes and axes[number].size == size
+            axes[number] for axes in operands if axes and axes[number].size == size
         ]
         for other in found[1:]:
             reader.tie(found[0], other)

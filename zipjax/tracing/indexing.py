@@ -241,4 +241,3 @@ INDEXING = {
     "scatter_min": scatter,
     "scatter_max": scatter,
 }
-

@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from zipjax.entries import Axis, Entries, Entry, Fixed, leaf_axes
 from zipjax.program import Program, trace
 from zipjax.spec import Perm, PermutationSpec
-from zipjax.tracing.convert import FamilyError, Place, leaf_at, map_leaves, to_entries
+from zipjax.tracing.convert import (
+    FamilyError,
+    Place,
+    leaf_at,
+    map_leaves,
+    simplified,
+    to_entries,
+)
 from zipjax.tracing.groups import find_parents, settle
 from zipjax.tracing.nodes import Node, Reason, collapse
 from zipjax.tracing.reader import Reader, Value
@@ -119,25 +126,15 @@ def _with_roles(
     consuming = {label(leaf) for leaf in consumers(flow.reader.contractions)}
     flow_sizes = {name: leaf.size for leaf, name in labels.items()}
 
-    def with_role(path: str, number: int, entry: Entry, size: int) -> Entry:
-        there = flows[path][number] or Fixed(size)
-
+    def with_roles(path: str, entries: Entries) -> Entries:
         def assign(axis: Axis, place: Place) -> Entry:
-            leaf = leaf_at(there, flow_sizes, place)
+            leaf = leaf_at(flows[path], flow_sizes, place)
             consumed = leaf is not None and leaf.perm in consuming
             return Axis(axis.perm, "in" if consumed else "out")
 
-        return map_leaves(entry, sizes, assign)
+        return map_leaves(entries, sizes, assign)
 
-    return {
-        path: tuple(
-            with_role(path, number, entry, node.size)
-            for number, (entry, node) in enumerate(
-                zip(entries, flow.axes(path), strict=True)
-            )
-        )
-        for path, entries in raw.items()
-    }
+    return {path: with_roles(path, entries) for path, entries in raw.items()}
 
 
 def _assemble(
@@ -158,7 +155,7 @@ def _assemble(
         return Fixed(sizes[axis.perm])
 
     renamed = {
-        path: tuple(_plain(map_leaves(entry, sizes, rename)) for entry in entries)
+        path: simplified(map_leaves(entries, sizes, rename))
         for path, entries in axes.items()
     }
     parents = find_parents(reading.reader.events)
@@ -168,10 +165,6 @@ def _assemble(
         groups = tuple(final[n] for n in above if n is not None and n in final)
         perms[name] = Perm(sizes[number], groups)
     return PermutationSpec(renamed, perms)
-
-
-def _plain(entry: Entry) -> Entry:
-    return None if isinstance(entry, Fixed) else entry
 
 
 def _producers(
@@ -193,5 +186,3 @@ def _unique(path: str, taken: Sequence[str]) -> str:
     while name in taken:
         name, number = f"{base}.{number}", number + 1
     return name
-
-

@@ -62,9 +62,7 @@ def conv(
     return [tuple(result[k] for k in range(len(result)))]
 
 
-def _moved(
-    reader: Reader, eqn: Equation, image: Axes, size: int, number: int
-) -> Node:
+def _moved(reader: Reader, eqn: Equation, image: Axes, size: int, number: int) -> Node:
     """Returns a spatial axis of a convolution's result."""
     params = eqn.params
     node = image[params["dimension_numbers"].lhs_spec[2 + number]]
@@ -156,15 +154,26 @@ MIXING = {
     "dot_general": dot_general,
     "conv_general_dilated": conv,
     **dict.fromkeys(
-        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and",
-         "reduce_or", "reduce_xor"),
+        (
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "reduce_xor",
+        ),
         reduce,
     ),
     "argmax": arg_extremum,
     "argmin": arg_extremum,
     **dict.fromkeys(
-        ("reduce_window_sum", "reduce_window_max", "reduce_window_min",
-         "reduce_window"),
+        (
+            "reduce_window_sum",
+            "reduce_window_max",
+            "reduce_window_min",
+            "reduce_window",
+        ),
         window,
     ),
     **dict.fromkeys(
