@@ -14,6 +14,7 @@ from zipjax.entries import (
     Axis,
     Entries,
     Entry,
+    Family,
     Role,
     decode,
     encode,
@@ -285,7 +286,8 @@ def _solve_sizes(
 def _solve_entry(entry: Entry, size: int, sizes: dict[str, int]) -> bool:
     """Adds the size of an entry's one unknown perm; False if there are several."""
     if isinstance(entry, Family):
-        return all([_solve_entry(member, size, sizes) for member in entry.members])
+        solved = [_solve_entry(member, size, sizes) for member in entry.members]
+        return all(solved)
     unknown = {axis.perm for axis in leaf_axes(entry)} - set(sizes)
     if len(unknown) == 1:
         guesses = range(1, size + 1) if not isinstance(entry, Axis) else (size,)

@@ -1,6 +1,7 @@
 """A spec is never trusted: it is verified with random permutations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,13 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax.compounds import map_leaf_axes
-from zipjax.entries import Axis, Entries
+from zipjax.entries import Axis, Entries, Entry
 from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
 
-Permutations = Mapping[str, Int[np.ndarray, "*_groups _units"]]
+Indices: TypeAlias = Int[np.ndarray, "*_groups _units"]
+Permutations = Mapping[str, Indices]
 
 
 def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:
@@ -44,14 +46,18 @@ def permute_params(
     """
     spec.validate(params)
 
+    def depth(entry: Entry) -> int:
+        return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
+
     def reorder(array: Array, entries: Entries) -> Array:
-        names = [x.perm if isinstance(x, Axis) else None for x in entries]
-        axes = [k for k, name in enumerate(names) if name in permutations]
+        places = {x.perm: k for k, x in enumerate(entries) if isinstance(x, Axis)}
         # The units of a group are reordered before the group itself is.
-        for k in sorted(axes, key=lambda k: -len(spec.perms[names[k]].groups)):
-            groups = [names.index(group) for group in spec.perms[names[k]].groups]
-            indices = _spread(permutations[names[k]], [*groups, k], array.ndim)
-            array = jnp.take_along_axis(array, indices, axis=k)
+        for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
+            if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
+                groups = spec.perms[entry.perm].groups
+                axes = [*(places[group] for group in groups), k]
+                indices = _spread(permutations[entry.perm], axes, array.ndim)
+                array = jnp.take_along_axis(array, indices, axis=k)
         return array
 
     leaves = {
@@ -107,9 +113,7 @@ def verify_spec(
     return worst
 
 
-def _spread(
-    indices: Int[np.ndarray, "*_groups _units"], axes: list[int], rank: int
-) -> Int[np.ndarray, "..."]:
+def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray, "..."]:
     """Lays out the axes of ``indices`` as the given axes of an array of a rank."""
     shape = [1] * rank
     for axis, size in zip(axes, indices.shape, strict=True):

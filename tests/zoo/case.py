@@ -28,7 +28,7 @@ class Case:
 
 def linen(model: nn.Module, inputs: tuple[Any, ...], perms: int) -> Case:
     """Makes a case of a Linen module."""
-    # The initial parameters are not used: all that is trivial in them would hide errors.
+    # Not the initial parameters: all that is trivial in them would hide errors.
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return Case(model.apply, random_params(shapes), inputs, perms)
 

@@ -160,12 +160,13 @@ def _factor(node: Node, name: Name) -> Entry:
 def _holds(node: Node, index: Node) -> bool:
     """Returns whether an axis holds a family that ``index`` selects members of."""
     return any(
-        isinstance(f.form, Cat)
-        and any(_holds(part, index) for part in f.form.parts)
-        or isinstance(f.form, Fam)
-        and (
-            index_of(f.form) is index
-            or any(_holds(member, index) for member in f.form.members)
+        (isinstance(f.form, Cat) and any(_holds(part, index) for part in f.form.parts))
+        or (
+            isinstance(f.form, Fam)
+            and (
+                index_of(f.form) is index
+                or any(_holds(member, index) for member in f.form.members)
+            )
         )
         for f in factors(node)
     )
@@ -193,10 +194,11 @@ def _sum(entries: Iterable[Entry]) -> Entry:
 
 def _opened(entries: Iterable[Entry], kind: type) -> Iterable[Entry]:
     for entry in entries:
-        if isinstance(entry, kind):
-            yield from entry.factors if isinstance(entry, Product) else entry.parts
-        else:
-            yield entry
+        match entry:
+            case Product(children) | Sum(children) if isinstance(entry, kind):
+                yield from children
+            case _:
+                yield entry
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def split(
     axes, number = operands[0], eqn.params["axis"]
     sizes = [int(size) for size in eqn.params["sizes"]]
     points = list(itertools.accumulate(sizes))[:-1]
-    inside = all(0 < size for size in sizes)
+    inside = all(size > 0 for size in sizes)
     pieces = _cut_axis(reader, axes, number, points) if inside else None
     if pieces is None:
         reader.freeze([axes[number]])
@@ -125,8 +125,8 @@ def dynamic_slice(
 ) -> list[Axes]:
     """A slice at a computed position: freezes every axis that it cuts."""
     axes, (shape,) = operands[0], shapes
-    starts = [x.value if isinstance(x, Literal) else None for x in eqn.operands[1:]]
-    if all(start is not None for start in starts):
+    starts = [x.value for x in eqn.operands[1:] if isinstance(x, Literal)]
+    if len(starts) == len(axes):
         spans = []
         for start, size, node in zip(starts, shape, axes, strict=True):
             low = min(max(int(start), 0), node.size - size)

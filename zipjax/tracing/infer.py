@@ -1,6 +1,6 @@
 """``infer_spec``: the permutation spec of any JAX function, from its jaxpr."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from zipjax.entries import Axis, Entries, Entry, Fixed, leaf_axes
 from zipjax.program import Program, trace
@@ -179,7 +179,7 @@ def _producers(
     return found
 
 
-def _unique(path: str, taken: Sequence[str]) -> str:
+def _unique(path: str, taken: Collection[str]) -> str:
     """Names a perm by the layer that produces it."""
     base = path.rpartition("/")[0] or path
     name, number = base, 2

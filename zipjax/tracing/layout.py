@@ -125,7 +125,7 @@ def pad(
             reader.freeze([node])
             result.append(reader.frozen(size))
         else:
-            result.append(concatenation([Node(low), node, Node(high)]))
+            result.append(concatenation([Node(int(low)), node, Node(int(high))]))
     return [tuple(result)]
 
 

@@ -46,10 +46,10 @@ def conv(
     features, inputs = (kernel[k] for k in layout.rhs_spec[:2])
     batch: list[Node] = []
     if groups > 1:
-        split = halves(channels, groups), halves(features, groups)
-        if split[0] is None or split[1] is None:
+        split, split_features = halves(channels, groups), halves(features, groups)
+        if split is None or split_features is None:
             return freeze_all(reader, operands, shapes)
-        (group, channels), (other, inner) = split
+        (group, channels), (other, inner) = split, split_features
         reader.tie(group, other)
         batch, features = [group], product([group, inner])
     reader.contract(channels, inputs)

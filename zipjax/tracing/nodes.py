@@ -20,17 +20,15 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why an axis is frozen: the primitive and the user's line that asked for it."""
+    """Why an axis is frozen: the primitive, or another cause, and JAX's source info."""
 
-    primitive: str
-    source: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.primitive} at {self.source}" if self.source else self.primitive
+    what: str
+    source: Any = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -77,7 +75,7 @@ class Fam:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A slice went through ``cat``: what is left of it is ``[low, high)``, a ``node``."""
+    """A slice went through ``cat``: ``[low, high)`` is left of it, and is ``node``."""
 
     cat: Node
     low: int
