@@ -3,11 +3,11 @@
 import jax
 import pytest
 
-from tests.zoo import convnets, vits
+from tests.zoo import convnets, sequences, vits
 from zipjax.tracing import infer_spec
 from zipjax.verify import verify_spec
 
-CASES = {**convnets.CASES, **vits.CASES}
+CASES = {**convnets.CASES, **vits.CASES, **sequences.CASES}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,18 +14,11 @@ Norm = Callable[..., Callable[[jax.Array], jax.Array]]
 
 batch_norm = functools.partial(nn.BatchNorm, use_running_average=True)
 group_norm = functools.partial(nn.GroupNorm, num_groups=4)
+pairs_norm = functools.partial(nn.GroupNorm, num_groups=None, group_size=2)
 
 
 def no_norm() -> Callable[[jax.Array], jax.Array]:
     return lambda x: x
-
-
-NORMS: dict[str, Norm] = {
-    "batch": batch_norm,
-    "layer": nn.LayerNorm,
-    "group": group_norm,
-    "none": no_norm,
-}
 
 
 class MLP(nn.Module):
@@ -56,17 +49,19 @@ class ResNet(nn.Module):
     """Three stages of three blocks, as ResNet-20."""
 
     norm: Norm
+    width: int = 8
     padded: bool = False
     preactivated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Conv(8, (3, 3))(x)
+        x = nn.Conv(self.width, (3, 3))(x)
         if not self.preactivated:
             x = nn.relu(self.norm()(x))
-        for features in (8, 16, 32):
+        for stage in range(3):
+            features = self.width * 2**stage
             for number in range(3):
-                stride = 2 if number == 0 and features > 8 else 1
+                stride = 2 if number == 0 and stage > 0 else 1
                 block = self._preactivated if self.preactivated else self._block
                 x = block(x, features, stride)
         if self.preactivated:
@@ -227,6 +222,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "resnet-none": _case(ResNet(no_norm), 12),
     # The same 12, each of them groups of units.
     "resnet-group": _case(ResNet(group_norm), 24),
+    # With 8 groups: of the last stream (8, 2) channels of the first stage are groups
+    # of 2 in groups of 4 in groups of 8, so 2 x 2 x 2 x 2; its paddings are 2 x 4 and
+    # 2 x 8, twice each; and 9 blocks of 2.
+    "resnet-group-padded": _case(
+        ResNet(functools.partial(nn.GroupNorm, num_groups=8), width=16, padded=True), 30
+    ),
     # The streams are pad + (pad + C + pad) + pad: five parts, and nine blocks.
     "resnet-batch-padded": _case(ResNet(batch_norm, padded=True), 14),
     "resnet-none-padded": _case(ResNet(no_norm, padded=True), 14),
@@ -235,6 +236,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "resnext": _case(ResNeXt(), 7),
     # The first convolution and three layers.
     "densenet-batch": _case(DenseNet(batch_norm), 4),
+    # The same four, each of them groups of two units.
+    "densenet-group": _case(DenseNet(pairs_norm), 8),
     # Two streams, and for each block the expansion and the squeeze; the last layer.
     "mobilenet": _case(MobileNet(), 7),
     # Two streams and two MLPs.
