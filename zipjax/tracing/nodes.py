@@ -142,9 +142,11 @@ def index_of(family: Fam) -> Node | None:
     """Returns the concatenation that selects the members; None if it was lost."""
     node = find(family.index)
     while isinstance(node.form, Prod):
+        # Its parts were all split by one inner size: the outer factor still selects.
         node = find(node.form.children[0])
-    sized = sum(family.sizes) == node.size
-    return node if isinstance(node.form, Cat) and sized else None
+    scale = sum(family.sizes) // node.size
+    whole = all(size % scale == 0 for size in family.sizes)
+    return node if isinstance(node.form, Cat) and whole else None
 
 
 def freeze(node: Node, why: Reason) -> None:
@@ -191,8 +193,12 @@ def _members_between(family: Fam, choice: Choice) -> Node:
 
 
 def _segments(family: Fam) -> Iterator[tuple[Node, int, int]]:
-    ends = itertools.accumulate(family.sizes)
-    for member, size, end in zip(family.members, family.sizes, ends, strict=True):
+    """Yields members with where the index selects them."""
+    index = index_of(family)
+    scale = 1 if index is None else sum(family.sizes) // index.size
+    sizes = [size // scale for size in family.sizes]
+    ends = itertools.accumulate(sizes)
+    for member, size, end in zip(family.members, sizes, ends, strict=True):
         yield member, end - size, end
 
 
