@@ -1,0 +1,30 @@
+"""No random program may get an unsound spec."""
+
+import jax
+import pytest
+
+from tests.tracing.programs import RandomProgram
+from zipjax.tracing import infer_spec
+from zipjax.verify import verify_spec
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_programs_get_sound_specs(seed: int) -> None:
+    program = RandomProgram(seed, length=10 + seed)
+    spec = infer_spec(program, program.params, program.x)
+    # Random programs are not as stable as networks, hence the tolerance.
+    verify_spec(
+        program,
+        program.params,
+        spec,
+        program.x,
+        key=jax.random.key(seed),
+        trials=2,
+        tolerance=1e-4,
+    )
+
+
+def test_most_random_programs_have_perms() -> None:
+    programs = [RandomProgram(seed) for seed in range(8)]
+    specs = [infer_spec(p, p.params, p.x) for p in programs]
+    assert sum(len(spec.perms) > 0 for spec in specs) >= 6
