@@ -56,22 +56,31 @@ def layer_depths(axes: Mapping[str, Entries]) -> dict[str, int]:
     return depths
 
 
-def perm_spans(axes: Mapping[str, Entries]) -> dict[str, tuple[int, int]]:
-    """Returns the depths at which each perm is first and last produced."""
+def perm_spans(
+    axes: Mapping[str, Entries], depths: Mapping[str, int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """Returns the depths at which each perm is first and last produced.
+
+    Args:
+      axes: the entries of every parameter, in the network's order.
+      depths: every parameter's depth; by default what follows from the entries.
+    """
     spans: dict[str, tuple[int, int]] = {}
-    for path, depth in layer_depths(axes).items():
+    for path, depth in (depths or layer_depths(axes)).items():
         for perm in _perms(axes[path], "out"):
             low, high = spans.get(perm, (depth, depth))
             spans[perm] = (min(low, depth), max(high, depth))
     return spans
 
 
-def find_cuts(axes: Mapping[str, Entries]) -> tuple[Cut, ...]:
+def find_cuts(
+    axes: Mapping[str, Entries], depths: Mapping[str, int] | None = None
+) -> tuple[Cut, ...]:
     """Lists the closed cuts: no perm is produced both before and behind one.
 
     A residual stream is thus zipped with every block that writes to it.
     """
-    spans = perm_spans(axes)
+    spans = perm_spans(axes, depths)
     cuts = []
     for depth in sorted({high for _, high in spans.values()}):
         if not any(low <= depth < high for low, high in spans.values()):

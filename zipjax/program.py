@@ -44,13 +44,24 @@ Operand = ValueId | Literal
 
 @dataclasses.dataclass(frozen=True)
 class Equation:
-    """One primitive operation; ``source`` is JAX's record of the user's line."""
+    """One primitive operation.
+
+    Attributes:
+      primitive: what it does.
+      operands: what it reads.
+      results: numbers of the values that it computes.
+      params: the primitive's parameters.
+      source: JAX's record of the user's line.
+      call: that of the outermost call that was inlined around it, if there is one: a
+        jitted function is traced once, and its lines are those of its first call.
+    """
 
     primitive: jex_core.Primitive
     operands: tuple[Operand, ...]
     results: tuple[ValueId, ...]
     params: Mapping[str, Any]
     source: Any
+    call: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +185,7 @@ class _Flattener:
         self.avals: list[Any] = []
         self.equations: list[Equation] = []
         self.constants: dict[ValueId, Any] = {}
+        self._call: Any = None
 
     def new_value(self, aval: Any) -> ValueId:
         self.avals.append(aval)
@@ -205,6 +217,7 @@ class _Flattener:
                         tuple(results),
                         eqn.params,
                         eqn.source_info,
+                        self._call,
                     )
                 )
             numbers.update(zip(eqn.outvars, results, strict=True))
@@ -216,7 +229,10 @@ class _Flattener:
         jaxpr = getattr(body, "jaxpr", body)
         constants = [self.new_value(var.aval) for var in jaxpr.constvars]
         self.constants.update(zip(constants, closed_over, strict=True))
-        return self.inline(jaxpr, constants, operands)
+        outer, self._call = self._call, self._call or eqn.source_info
+        results = self.inline(jaxpr, constants, operands)
+        self._call = outer
+        return results
 
 
 def _run(eqn: Equation, known: Mapping[ValueId, Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from zipjax.depth import Cut, find_cuts, layer_depths, perm_spans
 from zipjax.entries import (
@@ -21,6 +22,7 @@ from zipjax.entries import (
     entry_size,
     leaf_axes,
 )
+from zipjax.notes import Notes, explain
 from zipjax.trees import check_same_keys, path_leaves
 from zipjax.types import Leaves, PyTree, Shape
 
@@ -50,6 +52,8 @@ class PermutationSpec:
       axes: ``{path: (entry, ...)}``, one entry for every axis of every parameter, in
         the order in which the network uses the parameters: depth is counted from it.
       perms: ``{name: Perm}`` in depth order.
+      depths: every parameter's depth in layers; empty where it follows from ``axes``.
+      notes: what inference has to say about the spec.
 
     Raises:
       ValueError: if an axis names a perm that ``perms`` lacks or the reverse, or if a
@@ -58,13 +62,16 @@ class PermutationSpec:
 
     axes: Mapping[str, Entries]
     perms: Mapping[str, Perm]
+    depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: Notes | None = None
 
     def __post_init__(self) -> None:
         axes = {path: tuple(entries) for path, entries in self.axes.items()}
         object.__setattr__(self, "axes", MappingProxyType(axes))
         object.__setattr__(self, "perms", MappingProxyType(dict(self.perms)))
         self._check_perms()
-        spans = perm_spans(self.axes)
+        object.__setattr__(self, "depths", MappingProxyType(dict(self.depths)))
+        spans = self.spans
         ordered = sorted(spans, key=lambda name: spans[name][1])
         perms = {name: self.perms[name] for name in ordered}
         object.__setattr__(self, "perms", MappingProxyType(perms))
@@ -104,12 +111,17 @@ class PermutationSpec:
     @property
     def layers(self) -> int:
         """Number of layers on the longest path from the input to the output."""
-        return max(layer_depths(self.axes).values())
+        return max(self._layer_depths.values())
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """The depths at which each perm is first and last produced."""
+        return perm_spans(self.axes, self.depths)
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """The places where a partial zip may stop, from the input to the output."""
-        return find_cuts(self.axes)
+        return find_cuts(self.axes, self.depths)
 
     def stop(self, stop_at: str | int | None) -> Cut:
         """Returns the cut at which a zip stops.
@@ -140,11 +152,19 @@ class PermutationSpec:
     def trunk(self, stop_at: str | int | None) -> frozenset[str]:
         """Returns the paths of the parameters that a zip up to there shares."""
         cut = self.stop(stop_at)
-        depths = layer_depths(self.axes)
-        return frozenset(p for p, d in depths.items() if cut.number and d <= cut.layers)
+        depths = self._layer_depths.items()
+        return frozenset(p for p, d in depths if cut.number and d <= cut.layers)
+
+    def explain(self) -> str:
+        """Returns the spec as text: every perm with its members, what is frozen why."""
+        return explain(self)
+
+    @property
+    def _layer_depths(self) -> Mapping[str, int]:
+        return self.depths or layer_depths(self.axes)
 
     def _last_perms(self, cut: Cut) -> list[str]:
-        spans = perm_spans(self.axes)
+        spans = self.spans
         return [perm for perm in cut.perms if spans[perm][1] == cut.layers]
 
     def validate(self, params: PyTree) -> None:
@@ -175,13 +195,14 @@ class PermutationSpec:
             name: dataclasses.replace(perm, size=sizes.get(name, perm.size))
             for name, perm in self.perms.items()
         }
-        return PermutationSpec(self.axes, perms)
+        return dataclasses.replace(self, perms=perms)
 
     def to_json(self) -> str:
         """Returns the spec as JSON; :meth:`from_json` reads it back."""
-        axes = {p: [encode(e) for e in entries] for p, entries in self.axes.items()}
-        perms = {name: dataclasses.asdict(perm) for name, perm in self.perms.items()}
-        return json.dumps({"axes": axes, "perms": perms})
+        data = self._content()
+        if self.notes is not None:
+            data["notes"] = dataclasses.asdict(self.notes)
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str) -> "PermutationSpec":
@@ -197,17 +218,26 @@ class PermutationSpec:
                 name: Perm(int(perm["size"]), tuple(perm["groups"]))
                 for name, perm in data["perms"].items()
             }
+            depths = {p: int(depth) for p, depth in data.get("depths", {}).items()}
+            notes = Notes.from_json(data["notes"]) if "notes" in data else None
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"this is no permutation spec in JSON: {error!r}"
             ) from None
-        return cls(axes, perms)
+        return cls(axes, perms, depths, notes)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PermutationSpec) and self.to_json() == other.to_json()
+        same = isinstance(other, PermutationSpec)
+        return same and json.dumps(self._content()) == json.dumps(other._content())
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(json.dumps(self._content()))
+
+    def _content(self) -> dict[str, Any]:
+        axes = {p: [encode(e) for e in entries] for p, entries in self.axes.items()}
+        perms = {name: dataclasses.asdict(perm) for name, perm in self.perms.items()}
+        content = {"axes": axes, "perms": perms}
+        return {**content, "depths": dict(self.depths)} if self.depths else content
 
     def _check_perms(self) -> None:
         roles: dict[str, dict[Role, list[str]]] = {}

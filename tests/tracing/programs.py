@@ -22,11 +22,11 @@ class RandomProgram:
       x: a random input.
     """
 
-    def __init__(self, seed: int, length: int = 12) -> None:
-        self._seed, self._length = seed, length
+    def __init__(self, seed: int, length: int = 12, dtype: Any = np.float32) -> None:
+        self._seed, self._length, self._dtype = seed, length, dtype
         rng = np.random.default_rng(seed + 10**6)
         self._rng = rng
-        self.x = rng.normal(size=(2, int(rng.choice(SIZES)), 4)).astype(np.float32)
+        self.x = rng.normal(size=(2, int(rng.choice(SIZES)), 4)).astype(dtype)
         self.params: dict[str, Any] = {}
         self._growing = True
         self(self.params, self.x)
@@ -57,7 +57,7 @@ class RandomProgram:
         if self._growing:
             scale = max(shape[0], 1) ** -0.5 if len(shape) > 1 else 1.0
             value = scale * self._rng.normal(size=shape)
-            self._given[name] = value.astype(np.float32)
+            self._given[name] = value.astype(self._dtype)
         return jnp.asarray(self._given[name])
 
     def _below(self, bound: int) -> int:

@@ -1,5 +1,6 @@
-"""Inference of permutation specs from jaxprs."""
+"""Inference of permutation specs and taps from jaxprs."""
 
-from zipjax.tracing.infer import infer_spec
+from zipjax.tracing.infer import Inference, infer, infer_spec
+from zipjax.tracing.taps import find_taps
 
-__all__ = ["infer_spec"]
+__all__ = ["Inference", "find_taps", "infer", "infer_spec"]

@@ -1,23 +1,39 @@
 """``infer_spec``: the permutation spec of any JAX function, from its jaxpr."""
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 
 from zipjax.entries import Axis, Entries, Entry, Fixed, leaf_axes
-from zipjax.program import Program, trace
+from zipjax.notes import Notes
+from zipjax.program import Program
 from zipjax.spec import Perm, PermutationSpec
-from zipjax.tracing.convert import (
-    FamilyError,
-    Place,
-    leaf_at,
-    map_leaves,
-    simplified,
-    to_entries,
-)
-from zipjax.tracing.groups import find_parents, settle
-from zipjax.tracing.nodes import Node, Reason, collapse
-from zipjax.tracing.reader import Reader, Value
-from zipjax.tracing.roles import consumers
+from zipjax.taps import Tap
+from zipjax.tracing.checks import check_used, checked_trace
+from zipjax.tracing.convert import Place, map_leaves, simplified
+from zipjax.tracing.groups import find_parents
+from zipjax.tracing.nodes import Node, find, leaves
+from zipjax.tracing.reading import Reading
+from zipjax.tracing.roles import with_roles
+from zipjax.tracing.sources import describe, user_line
+from zipjax.tracing.taps import read_taps
 from zipjax.types import ApplyFn, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """What the jaxpr of a function tells.
+
+    Attributes:
+      spec: the permutation spec.
+      taps: for every perm where its units are read; none for those within loops.
+      program: the traced function, whose values the taps are.
+      unknown: the primitives that no rule knew, with their number.
+    """
+
+    spec: PermutationSpec
+    taps: Mapping[str, Tap]
+    program: Program
+    unknown: Mapping[str, int]
 
 
 def infer_spec(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> PermutationSpec:
@@ -34,155 +50,114 @@ def infer_spec(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Permutatio
       *inputs: the other inputs, likewise.
 
     Returns:
-      The spec, with the parameters in the order in which the function uses them.
+      The spec, with the parameters in the order in which the function uses them;
+      ``spec.explain()`` says what was frozen, and why.
+
+    Raises:
+      ValueError: if a parameter is no array of floating point numbers, if the function
+        cannot be traced with these arguments, or if its outputs depend on none of its
+        parameters, or not on its inputs.
     """
-    return read_spec(trace(apply_fn, params, *inputs))
+    return infer(apply_fn, params, *inputs).spec
 
 
-def read_spec(program: Program) -> PermutationSpec:
-    """Infers the permutation spec of a traced function."""
+def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
+    """Infers a spec, as :func:`infer_spec`, and the taps of its perms."""
+    program = checked_trace(apply_fn, params, *inputs)
     reading = Reading(program)
-    raw, names = reading.raw_entries()
-    axes = _with_roles(raw, {names[n]: n.size for n in names}, program)
-    return _assemble(axes, names, reading)
+    check_used(reading)
+    raw, numbers = reading.raw_entries()
+    sizes = {number: leaf.size for leaf, number in numbers.items()}
+    axes = with_roles(raw, sizes, program)
+    names = _names(axes)
+    perms = {leaf: names[k] for leaf, k in numbers.items() if k in names}
+    taps = read_taps(reading, perms)
+    spec = PermutationSpec(
+        axes=_renamed(axes, names, sizes),
+        perms=_perms(reading, perms),
+        depths={path: reading.reader.depths.get(path, 0) for path in axes},
+        notes=Notes(
+            frozen=_reasons(reading, perms),
+            taps={name: _described(tap, reading) for name, tap in taps.items()},
+        ),
+    )
+    return Inference(spec, taps, program, reading.reader.unknown)
 
 
-class Reading:
-    """A program that was read, ready to be asked for entries.
-
-    Attributes:
-      reader: with what was logged.
-      values: axes of every value.
-    """
-
-    def __init__(self, program: Program, *, tie_contractions: bool = True) -> None:
-        """Reads a program."""
-        self.program = program
-        self.reader = Reader(tie_contractions=tie_contractions)
-        self.values = self.reader.read(program, self._given())
-        self.reader.why = Reason("an output of the function")
-        for value in self.reader.outputs(program, self.values):
-            self.reader.freeze(value.axes)
-        settle(self.reader.events)
-        self._collapse_families()
-
-    def raw_entries(self) -> tuple[dict[str, Entries], dict[Node, str]]:
-        """Returns entries with numbered perms, all of role "out", and the numbers."""
-        names: dict[Node, str] = {}
-
-        def name(leaf: Node) -> str | None:
-            if leaf.frozen is not None:
-                return None
-            return names.setdefault(leaf, str(len(names)))
-
-        return {path: to_entries(self.axes(path), name) for path in self.order}, names
-
-    def axes(self, path: str) -> tuple[Node, ...]:
-        """Returns the axes of a parameter."""
-        return self.values[self.program.params[path]].axes
-
-    @property
-    def order(self) -> list[str]:
-        """Paths of the parameters in the order in which the program uses them."""
-        used = self.reader.depths
-        return [*used, *(path for path in self.program.params if path not in used)]
-
-    def _given(self) -> dict[int, Value]:
-        program, values = self.program, {}
-        why = Reason("an input of the function")
-        for number in program.inputs:
-            shape = program.avals[number].shape
-            nodes = tuple(Node(size, frozen=why) for size in shape)
-            values[number] = Value(nodes, data=True)
-        for path, number in program.params.items():
-            nodes = tuple(Node(size) for size in program.avals[number].shape)
-            values[number] = Value(nodes, data=False, origins=(path,))
-            self.reader.log(nodes)
-        return values
-
-    def _collapse_families(self) -> None:
-        """Ties the members of families that no entry of a parameter can express."""
-        pending = list(self.program.params)
-        while pending:
-            try:
-                to_entries(self.axes(pending[-1]), lambda _: None)
-            except FamilyError as error:
-                collapse(error.node, Reason("members of a family in another axis"))
-            else:
-                pending.pop()
-
-
-def _with_roles(
-    raw: Mapping[str, Entries], sizes: Mapping[str, int], program: Program
-) -> dict[str, Entries]:
-    """Fills in the roles, which a reading along the flow of values tells."""
-    flow = Reading(program, tie_contractions=False)
-    labels: dict[Node, str] = {}
-
-    def label(leaf: Node) -> str:
-        return labels.setdefault(leaf, str(len(labels)))
-
-    flows = {path: to_entries(flow.axes(path), label) for path in raw}
-    consuming = {label(leaf) for leaf in consumers(flow.reader.contractions)}
-    flow_sizes = {name: leaf.size for leaf, name in labels.items()}
-
-    def with_roles(path: str, entries: Entries) -> Entries:
-        def assign(axis: Axis, place: Place) -> Entry:
-            leaf = leaf_at(flows[path], flow_sizes, place)
-            consumed = leaf is not None and leaf.perm in consuming
-            return Axis(axis.perm, "in" if consumed else "out")
-
-        return map_leaves(entries, sizes, assign)
-
-    return {path: with_roles(path, entries) for path, entries in raw.items()}
-
-
-def _assemble(
-    axes: Mapping[str, Entries], names: Mapping[Node, str], reading: Reading
-) -> PermutationSpec:
-    """Names the perms and drops those that are not both produced and consumed."""
-    found = _producers(axes)
-    leaves = {number: leaf for leaf, number in names.items()}
-    final: dict[str, str] = {}
-    for number, (produced, consumed) in found.items():
-        if produced and consumed:
-            final[number] = _unique(produced[0], final.values())
-    sizes = {number: leaf.size for number, leaf in leaves.items()}
-
-    def rename(axis: Axis, _: Place) -> Entry:
-        if axis.perm in final:
-            return Axis(final[axis.perm], axis.role)
-        return Fixed(sizes[axis.perm])
-
-    renamed = {
-        path: simplified(map_leaves(entries, sizes, rename))
-        for path, entries in axes.items()
-    }
-    parents = find_parents(reading.reader.events)
-    perms = {}
-    for number, name in final.items():
-        above = [names.get(parent) for parent in parents.get(leaves[number], ())]
-        groups = tuple(final[n] for n in above if n is not None and n in final)
-        perms[name] = Perm(sizes[number], groups)
-    return PermutationSpec(renamed, perms)
-
-
-def _producers(
-    axes: Mapping[str, Entries],
-) -> dict[str, tuple[list[str], list[str]]]:
-    """Lists for every perm the parameters that produce it and that consume it."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
+def _names(axes: Mapping[str, Entries]) -> dict[str, str]:
+    """Names the perms that are both produced and consumed, by their first producer."""
+    found: dict[str, dict[str, list[str]]] = {}
     for path, entries in axes.items():
         for axis in (leaf for entry in entries for leaf in leaf_axes(entry)):
-            lists = found.setdefault(axis.perm, ([], []))
-            lists[axis.role == "in"].append(path)
-    return found
+            roles = found.setdefault(axis.perm, {"out": [], "in": []})
+            roles[axis.role].append(path)
+    names: dict[str, str] = {}
+    for number, roles in found.items():
+        if roles["out"] and roles["in"]:
+            names[number] = _unique(roles["out"][0], names.values())
+    return names
 
 
 def _unique(path: str, taken: Collection[str]) -> str:
-    """Names a perm by the layer that produces it."""
     base = path.rpartition("/")[0] or path
     name, number = base, 2
     while name in taken:
         name, number = f"{base}.{number}", number + 1
     return name
+
+
+def _renamed(
+    axes: Mapping[str, Entries], names: Mapping[str, str], sizes: Mapping[str, int]
+) -> dict[str, Entries]:
+    def rename(axis: Axis, _: Place) -> Entry:
+        if axis.perm in names:
+            return Axis(names[axis.perm], axis.role)
+        return Fixed(sizes[axis.perm])
+
+    return {
+        path: simplified(map_leaves(entries, sizes, rename))
+        for path, entries in axes.items()
+    }
+
+
+def _perms(reading: Reading, names: Mapping[Node, str]) -> dict[str, Perm]:
+    parents = find_parents(reading.reader.events)
+    return {
+        name: Perm(leaf.size, tuple(names[p] for p in parents[leaf] if p in names))
+        for leaf, name in names.items()
+    }
+
+
+def _reasons(
+    reading: Reading, names: Mapping[Node, str]
+) -> dict[str, tuple[str | None, ...]]:
+    """Says of every axis of every parameter why it is not, or not all, of a perm."""
+    return {
+        path: tuple(
+            "; ".join(dict.fromkeys(_axis_reasons(reading, path, node, names))) or None
+            for node in reading.axes(path)
+        )
+        for path in reading.order
+    }
+
+
+def _axis_reasons(
+    reading: Reading, path: str, node: Node, names: Mapping[Node, str]
+) -> Iterator[str]:
+    used = path in reading.reader.depths
+    for leaf in map(find, leaves(node)):
+        if leaf.frozen is not None:
+            yield describe(leaf.frozen)
+        elif leaf.size > 1 and leaf not in names:
+            yield "not both produced and consumed by parameters" if used else "not used"
+        elif leaf.size == node.size == 1:
+            yield "a single unit"
+
+
+def _described(tap: Tap, reading: Reading) -> str:
+    """Returns the shape of a tap and the line that computes it."""
+    aval = reading.program.avals[tap.value]
+    eqn = reading.program.producers().get(tap.value)
+    name = "an input" if eqn is None else eqn.primitive.name
+    line = None if eqn is None else user_line(eqn)
+    return f"{name} {aval.str_short()}" + (f" at {line}" if line else "")

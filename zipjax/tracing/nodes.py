@@ -25,10 +25,15 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why an axis is frozen: the primitive, or another cause, and JAX's source info."""
+    """Why an axis is frozen.
+
+    Attributes:
+      what: the primitive, or another cause.
+      equation: that of the primitive, which knows the user's line.
+    """
 
     what: str
-    source: Any = None
+    equation: Any = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -236,7 +241,7 @@ def regroup(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Node] | None:
     for size in sizes:
         taken, missing = [], size
         while missing > 1:
-            head = queue.popleft()
+            head = _next(queue)
             if missing % head.size == 0:
                 taken.append(head)
                 missing //= head.size
@@ -249,6 +254,13 @@ def regroup(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Node] | None:
             missing = 1
         out.append(product(taken))
     return out
+
+
+def _next(queue: deque[Node]) -> Node:
+    """Takes the next factor: what was done meanwhile may have refined it."""
+    first, *rest = factors(queue.popleft())
+    queue.extendleft(reversed(rest))
+    return first
 
 
 def _split(node: Node, outer: int) -> tuple[Node, Node] | None:
@@ -432,29 +444,17 @@ def _occurs(leaf: Node, node: Node) -> bool:
 
 def _unify_products(a: Node, b: Node, why: Reason) -> None:
     left, right = deque(factors(a)), deque(factors(b))
-    while left and right:
-        x, y = left.popleft(), right.popleft()
-        if x.size > y.size:
-            pair = _split(x, y.size) if x.size % y.size == 0 else None
-            x, rest, queue = (pair or (x, x))[0], (pair or (x, x))[1], left
-        elif y.size > x.size:
-            pair = _split(y, x.size) if y.size % x.size == 0 else None
-            y, rest, queue = (pair or (y, y))[0], (pair or (y, y))[1], right
-        else:
-            unify(x, y, why)
-            left, right = _refreshed(left), _refreshed(right)
-            continue
-        if pair is None:
-            _freeze_both(a, b, why)
-            return
-        queue.extendleft(reversed(factors(rest)))
+    while left:
+        x, y = _next(left), _next(right)
+        if x.size != y.size:
+            (big, small), queue = ((x, y), left) if x.size > y.size else ((y, x), right)
+            pair = _split(big, small.size) if big.size % small.size == 0 else None
+            if pair is None:
+                _freeze_both(a, b, why)
+                return
+            x, y = pair[0], small
+            queue.extendleft(reversed(factors(pair[1])))
         unify(x, y, why)
-        left, right = _refreshed(left), _refreshed(right)
-
-
-def _refreshed(queue: deque[Node]) -> deque[Node]:
-    """Returns the factors left: tying others may have refined them."""
-    return deque(factor for node in queue for factor in factors(node))
 
 
 def _unify_concatenations(a: Node, b: Node, why: Reason) -> None:

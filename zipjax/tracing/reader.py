@@ -35,12 +35,21 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """A pair of contracted axes."""
+    """A pair of contracted axes.
+
+    Attributes:
+      left: axis of the first operand.
+      right: axis of the second operand.
+      left_data: whether the first operand depends on the function's inputs.
+      right_data: whether the second does.
+      equation: the product; None within loops, whose values have other numbers.
+    """
 
     left: Node
     right: Node
     left_data: bool
     right_data: bool
+    equation: Equation | None
 
 
 class Reader:
@@ -71,6 +80,8 @@ class Reader:
         self._seen: set[tuple[int, ...]] = set()
         self._ambient: Axes = ()
         self._operands: list[Value] = []
+        self._equation: Equation | None = None
+        self._level = 0
 
     def read(self, program: Program, values: Mapping[ValueId, Value]) -> dict:
         """Returns the values of a program, given those of its inputs and parameters."""
@@ -83,12 +94,12 @@ class Reader:
             known[number] = self.constant(array)
         for eqn in program.equations:
             outer = self.why
-            self.why = Reason(eqn.primitive.name, eqn.source)
+            self.why = Reason(eqn.primitive.name, eqn)
             operands = [self._value(x, known) for x in eqn.operands]
             if eqn.primitive.name in LOOPS:
                 made = LOOPS[eqn.primitive.name](self, eqn, operands)
             else:
-                self._operands = operands
+                self._operands, self._equation = operands, eqn
                 shapes = [tuple(program.avals[x].shape) for x in eqn.results]
                 axes = rule_of(eqn)(self, eqn, [x.axes for x in operands], shapes)
                 made = self._values(eqn, operands, axes)
@@ -105,10 +116,10 @@ class Reader:
     def constant(self, array: Any) -> Value:
         """Gives a constant its axes: those along which it varies are frozen."""
         shape = np.shape(array)
-        why = Reason("a constant of the function", self.why.source)
+        why = Reason("a constant of the function", self.why.equation)
         axes = []
         for number, size in enumerate(shape):
-            uniform = size == 1 or _uniform(array, number)
+            uniform = size == 1 or (0 not in shape and _uniform(array, number))
             axes.append(Node(size, frozen=None if uniform else why))
         return Value(tuple(axes), data=False)
 
@@ -130,8 +141,10 @@ class Reader:
 
         Must be called with the operands' own order.
         """
-        flags = [operand.data for operand in self._operands[:2]]
-        self.contractions.append(Contraction(left, right, *flags))
+        first, second = self._operands[:2]
+        eqn = None if self._level else self._equation
+        pair = Contraction(left, right, first.data, second.data, eqn)
+        self.contractions.append(pair)
         if self._tie_contractions:
             self.tie(left, right)
 
@@ -164,11 +177,13 @@ class Reader:
           loop: axes that every value in the body has one value for each element of.
         """
         before, self._ambient = self._ambient, (*self._ambient, *loop)
+        self._level += 1
         known = dict(zip(program.inputs, operands, strict=True))
         for value in operands:
             self.log(value.axes)
         results = self.outputs(program, self.read(program, known))
         self._ambient = before
+        self._level -= 1
         return results
 
     def use(self, values: Iterable[Value], depth: int) -> None:

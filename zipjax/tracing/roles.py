@@ -8,10 +8,45 @@ is tied then was produced together; each contraction has a producer and a consum
   unless other parameters consume it, as they do a residual stream; then the first.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from zipjax.entries import Axis, Entries, Entry
+from zipjax.program import Program
+from zipjax.tracing.convert import Place, leaf_at, map_leaves, to_entries
 from zipjax.tracing.nodes import Node, find, leaves
 from zipjax.tracing.reader import Contraction
+from zipjax.tracing.reading import Reading
+
+
+def with_roles(
+    raw: Mapping[str, Entries], sizes: Mapping[str, int], program: Program
+) -> dict[str, Entries]:
+    """Fills in the roles, which a reading along the flow of values tells.
+
+    Args:
+      raw: entries of all parameters, of numbered perms.
+      sizes: number of units of these.
+      program: the traced function.
+    """
+    flow = Reading(program, tie_contractions=False)
+    labels: dict[Node, str] = {}
+
+    def label(leaf: Node) -> str:
+        return labels.setdefault(leaf, str(len(labels)))
+
+    flows = {path: to_entries(flow.axes(path), label) for path in raw}
+    consuming = {label(leaf) for leaf in consumers(flow.reader.contractions)}
+    flow_sizes = {name: leaf.size for leaf, name in labels.items()}
+
+    def filled(path: str, entries: Entries) -> Entries:
+        def assign(axis: Axis, place: Place) -> Entry:
+            leaf = leaf_at(flows[path], flow_sizes, place)
+            consumed = leaf is not None and leaf.perm in consuming
+            return Axis(axis.perm, "in" if consumed else "out")
+
+        return map_leaves(entries, sizes, assign)
+
+    return {path: filled(path, entries) for path, entries in raw.items()}
 
 
 def consumers(contractions: Iterable[Contraction]) -> set[Node]:

@@ -1,0 +1,91 @@
+"""Functions and arguments whose spec cannot be inferred, told apart early."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zipjax.program import Program, trace
+from zipjax.tracing.reading import Reading
+from zipjax.trees import path_leaves
+from zipjax.types import ApplyFn, PyTree
+
+
+def checked_trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
+    """Traces a function.
+
+    Raises:
+      ValueError: for parameters that are no arrays of floating point numbers, and for
+        functions that cannot be traced with these arguments.
+    """
+    leaves = path_leaves(params)
+    if not leaves:
+        raise ValueError("there are no parameters: pass the pytree of the arrays")
+    for path, leaf in leaves.items():
+        _check_leaf(path, leaf)
+    try:
+        return trace(apply_fn, params, *inputs)
+    except Exception as error:  # Whatever the user's function raises.
+        shapes = [_shape(x) for x in jax.tree_util.tree_leaves(inputs)]
+        raise ValueError(
+            f"the function cannot be traced with these parameters and inputs of shapes "
+            f"{shapes}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_used(reading: Reading) -> None:
+    """Checks that outputs depend on parameters and on inputs.
+
+    Raises:
+      ValueError: if they do not; naming the constants that the function closed over.
+    """
+    program = reading.program
+    outputs = reading.reader.outputs(program, reading.values)
+    used = reading.reader.depths
+    if used and any(value.data for value in outputs):
+        _check_copies(reading)
+        return
+    closed = [f"{np.shape(x)}" for x in program.constants.values() if np.ndim(x) > 1]
+    hint = (
+        f" It closes over constants of shapes {', '.join(closed)}: if these are its "
+        "parameters, pass them as its first argument"
+        if closed
+        else ""
+    )
+    what = "none of its parameters" if not used else "none of its inputs"
+    raise ValueError(
+        f"the function's outputs depend on {what}, so that it has no perms. It is "
+        f"called as apply_fn(params, *inputs).{hint}"
+    )
+
+
+def _check_copies(reading: Reading) -> None:
+    """Refuses parameters that are unused while a constant takes their place."""
+    program = reading.program
+    shapes = [np.shape(x) for x in program.constants.values() if np.ndim(x) > 1]
+    for path, number in program.params.items():
+        shape = program.avals[number].shape
+        if path not in reading.reader.depths and shape in shapes:
+            raise ValueError(
+                f"parameter {path!r} is not used, but the function closes over a "
+                f"constant of its shape {shape}. Perms of constants cannot be found: "
+                "use the parameters that are passed as the first argument"
+            )
+
+
+def _check_leaf(path: str, leaf: Any) -> None:
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise ValueError(
+            f"parameter {path!r} is a {type(leaf).__name__}, not an array: pass the "
+            "arrays only (for instance nnx.split, eqx.partition)"
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"parameter {path!r} is of dtype {leaf.dtype}: parameters are floating "
+            "point numbers. Close the function over counters, keys and the like"
+        )
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape)

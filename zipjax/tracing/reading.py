@@ -1,0 +1,73 @@
+"""A program that was read: its axes, in the form of entries."""
+
+from zipjax.entries import Entries
+from zipjax.program import Program
+from zipjax.tracing.convert import FamilyError, to_entries
+from zipjax.tracing.groups import settle
+from zipjax.tracing.nodes import Node, Reason, collapse
+from zipjax.tracing.reader import Reader, Value
+
+
+class Reading:
+    """A program that was read, ready to be asked for entries.
+
+    Attributes:
+      reader: with what was logged.
+      values: axes of every value.
+    """
+
+    def __init__(self, program: Program, *, tie_contractions: bool = True) -> None:
+        """Reads a program."""
+        self.program = program
+        self.reader = Reader(tie_contractions=tie_contractions)
+        self.values = self.reader.read(program, self._given())
+        self.reader.why = Reason("an output of the function")
+        for value in self.reader.outputs(program, self.values):
+            self.reader.freeze(value.axes)
+        settle(self.reader.events)
+        self._collapse_families()
+
+    def raw_entries(self) -> tuple[dict[str, Entries], dict[Node, str]]:
+        """Returns entries with numbered perms, all of role "out", and the numbers."""
+        names: dict[Node, str] = {}
+
+        def name(leaf: Node) -> str | None:
+            if leaf.frozen is not None:
+                return None
+            return names.setdefault(leaf, str(len(names)))
+
+        return {path: to_entries(self.axes(path), name) for path in self.order}, names
+
+    def axes(self, path: str) -> tuple[Node, ...]:
+        """Returns the axes of a parameter."""
+        return self.values[self.program.params[path]].axes
+
+    @property
+    def order(self) -> list[str]:
+        """Paths of the parameters in the order in which the program uses them."""
+        used = self.reader.depths
+        return [*used, *(path for path in self.program.params if path not in used)]
+
+    def _given(self) -> dict[int, Value]:
+        program, values = self.program, {}
+        why = Reason("an input of the function")
+        for number in program.inputs:
+            shape = program.avals[number].shape
+            nodes = tuple(Node(size, frozen=why) for size in shape)
+            values[number] = Value(nodes, data=True)
+        for path, number in program.params.items():
+            nodes = tuple(Node(size) for size in program.avals[number].shape)
+            values[number] = Value(nodes, data=False, origins=(path,))
+            self.reader.log(nodes)
+        return values
+
+    def _collapse_families(self) -> None:
+        """Ties the members of families that no entry of a parameter can express."""
+        pending = list(self.program.params)
+        while pending:
+            try:
+                to_entries(self.axes(pending[-1]), lambda _: None)
+            except FamilyError as error:
+                collapse(error.node, Reason("members of a family in another axis"))
+            else:
+                pending.pop()

@@ -1,0 +1,139 @@
+"""Taps of perms, from the axes of all values of a reading.
+
+The tap of a perm is the input of the last parameter that consumes it, or, where it is
+consumed by another value only (the queries of an attention), the first of the two.
+Reductions right before it, such as a global average pooling, are stepped over.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from zipjax.entries import Axis, Entry
+from zipjax.program import Equation, Literal, Program, ValueId
+from zipjax.spec import PermutationSpec
+from zipjax.taps import Tap
+from zipjax.tracing.convert import (
+    FamilyError,
+    Place,
+    leaf_at,
+    map_leaves,
+    simplified,
+    to_entries,
+)
+from zipjax.tracing.nodes import Node, find, leaves
+from zipjax.tracing.reading import Reading
+
+_LAYOUT = {
+    "convert_element_type", "copy", "reduce_precision", "reshape", "squeeze",
+    "transpose", "stop_gradient",
+}  # fmt: skip
+_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min"}
+_WINDOWS = {"reduce_window_sum", "reduce_window_max", "reduce_window"}
+
+
+def find_taps(program: Program, spec: PermutationSpec) -> dict[str, Tap]:
+    """Finds the taps of a spec's perms; those within loops have none.
+
+    Args:
+      program: the traced function.
+      spec: its spec, inferred or declared.
+    """
+    reading = Reading(program)
+    return read_taps(reading, _names_in(reading, spec))
+
+
+def read_taps(reading: Reading, names: Mapping[Node, str]) -> dict[str, Tap]:
+    """Finds the taps of the perms that leaves of a reading belong to."""
+    places = {**_places(reading, mixed=True), **_places(reading, mixed=False)}
+    producers = reading.program.producers()
+    taps = {}
+    for leaf, value in places.items():
+        if leaf in names:
+            value = _before_reductions(reading, producers, leaf, value)
+            try:
+                entries = to_entries(reading.values[value].axes, names.get)
+            except FamilyError:
+                continue
+            taps[names[leaf]] = Tap(value, simplified(entries))
+    return taps
+
+
+def _places(reading: Reading, *, mixed: bool) -> dict[Node, ValueId]:
+    """Returns where each leaf is last consumed.
+
+    Args:
+      reading: a reading of the program.
+      mixed: whether by another value that depends on data; else by a parameter.
+    """
+    found: dict[Node, ValueId] = {}
+    for pair in reading.reader.contractions:
+        if pair.equation is None or mixed != (pair.left_data and pair.right_data):
+            continue
+        side = 0 if pair.left_data else 1
+        value = pair.equation.operands[side]
+        if isinstance(value, Literal) or not (pair.left_data or pair.right_data):
+            continue
+        for leaf in leaves((pair.left, pair.right)[side]):
+            found[find(leaf)] = value
+    return found
+
+
+def _before_reductions(
+    reading: Reading, producers: Mapping[ValueId, Equation], leaf: Node, value: ValueId
+) -> ValueId:
+    found = value
+    for eqn in _steps_back(producers, value):
+        source = eqn.operands[0]
+        if isinstance(source, Literal) or not _steps(reading, eqn):
+            break
+        axes = reading.values[source].axes
+        if leaf not in {find(node) for axis in axes for node in leaves(axis)}:
+            break
+        if eqn.primitive.name in _REDUCTIONS | _WINDOWS:
+            found = source
+    return found
+
+
+def _steps_back(
+    producers: Mapping[ValueId, Equation], value: ValueId
+) -> Iterator[Equation]:
+    while (eqn := producers.get(value)) is not None:
+        yield eqn
+        source = eqn.operands[0] if eqn.operands else Literal(None)
+        if isinstance(source, Literal):
+            return
+        value = source
+
+
+def _steps(reading: Reading, eqn: Equation) -> bool:
+    """Returns whether an equation may stand between a perm's tap and its consumer."""
+    name = eqn.primitive.name
+    if name in ("div", "mul"):
+        other = eqn.operands[1]
+        return isinstance(other, Literal) or not reading.values[other].axes
+    if name in _WINDOWS:
+        before, after = (reading.program.avals[n].shape for n in _ends(eqn))
+        # Only a global pooling: others are part of the network between its layers.
+        return all(a == b or a == 1 for a, b in zip(after, before, strict=True))
+    return name in _LAYOUT | _REDUCTIONS
+
+
+def _ends(eqn: Equation) -> list[ValueId]:
+    sources = [x for x in eqn.operands[:1] if not isinstance(x, Literal)]
+    return [*sources, eqn.results[0]]
+
+
+def _names_in(reading: Reading, spec: PermutationSpec) -> dict[Node, str]:
+    """Finds the perm of a spec that each leaf of a reading belongs to."""
+    raw, numbers = reading.raw_entries()
+    sizes = {number: leaf.size for leaf, number in numbers.items()}
+    perms: dict[str, str] = {}
+    for path, entries in raw.items():
+
+        def note(axis: Axis, place: Place, path: str = path) -> Entry:
+            there = leaf_at(spec.axes[path], spec.sizes, place)
+            if there is not None and sizes[axis.perm] == spec.sizes[there.perm]:
+                perms.setdefault(axis.perm, there.perm)
+            return axis
+
+        map_leaves(entries, sizes, note)
+    return {leaf: perms[number] for leaf, number in numbers.items() if number in perms}
