@@ -42,8 +42,8 @@ def check_used(reading: Reading) -> None:
     """
     program = reading.program
     outputs = reading.reader.outputs(program, reading.values)
-    used = reading.reader.depths
-    if used and any(value.data for value in outputs):
+    depends = any(value.data for value in outputs)
+    if depends and reading.reader.depths:
         _check_copies(reading)
         return
     closed = [f"{np.shape(x)}" for x in program.constants.values() if np.ndim(x) > 1]
@@ -53,7 +53,7 @@ def check_used(reading: Reading) -> None:
         if closed
         else ""
     )
-    what = "none of its parameters" if not used else "none of its inputs"
+    what = "none of its parameters" if depends else "none of its inputs"
     raise ValueError(
         f"the function's outputs depend on {what}, so that it has no perms. It is "
         f"called as apply_fn(params, *inputs).{hint}"

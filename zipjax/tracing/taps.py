@@ -31,14 +31,27 @@ _WINDOWS = {"reduce_window_sum", "reduce_window_max", "reduce_window"}
 
 
 def find_taps(program: Program, spec: PermutationSpec) -> dict[str, Tap]:
-    """Finds the taps of a spec's perms; those within loops have none.
+    """Finds the taps of a spec's perms.
 
     Args:
       program: the traced function.
       spec: its spec, inferred or declared.
+
+    Raises:
+      ValueError: for perms that no product outside of loops consumes.
     """
     reading = Reading(program)
-    return read_taps(reading, _names_in(reading, spec))
+    taps = read_taps(reading, _names_in(reading, spec))
+    missing = [perm for perm in spec.perms if perm not in taps]
+    if missing:
+        consumers = {p: [m[0] for m in spec.members(p)] for p in missing}
+        raise ValueError(
+            f"no tap was found for the perms {missing}: none of their members "
+            f"{consumers} is the operand of a matrix product or convolution that "
+            "consumes it, outside of loops. Check the roles in the spec against the "
+            "function; unroll loops over layers"
+        )
+    return {perm: taps[perm] for perm in spec.perms}
 
 
 def read_taps(reading: Reading, names: Mapping[Node, str]) -> dict[str, Tap]:

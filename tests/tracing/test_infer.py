@@ -1,0 +1,156 @@
+"""Names, order, roles, depths, notes and taps of inferred specs."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.zoo import convnets, sequences, vits
+from tests.zoo.case import normal
+from zipjax import taps
+from zipjax.entries import Axis, Family, Fixed, Product, Sum
+from zipjax.models import mlp, resnet
+from zipjax.program import trace
+from zipjax.spec import PermutationSpec
+from zipjax.tracing import find_taps, infer, infer_spec
+
+DECLARED = {
+    "mlp": (mlp.MLP((7, 9), 3), mlp.spec, normal(2, 4, 4, 1)),
+    "resnet20": (resnet.ResNet20(10, 0.25), resnet.spec, normal(2, 8, 8, 3)),
+}
+
+
+def _shapes(model: nn.Module, x: np.ndarray) -> dict:
+    return jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+def _renamed(spec: PermutationSpec) -> tuple[dict, dict]:
+    """Numbers the perms in the order of the parameters."""
+    numbers: dict[str, str] = {}
+
+    def number(entry: object) -> object:
+        if isinstance(entry, Axis):
+            name = numbers.setdefault(entry.perm, f"perm {len(numbers)}")
+            return Axis(name, entry.role)
+        return entry
+
+    paths = sorted(spec.axes)
+    axes = {path: tuple(map(number, spec.axes[path])) for path in paths}
+    return axes, {numbers[name]: perm for name, perm in spec.perms.items()}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_equals_the_declared_spec_up_to_names(name: str) -> None:
+    model, declare, x = DECLARED[name]
+    inferred, declared = infer_spec(model.apply, _shapes(model, x), x), declare(model)
+    assert _renamed(inferred) == _renamed(declared)
+    assert inferred.layers == declared.layers
+    assert [cut.layers for cut in inferred.cuts] == [c.layers for c in declared.cuts]
+    assert list(inferred.spans.values()) == list(declared.spans.values())
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_taps_equal_those_of_the_declared_spec(name: str) -> None:
+    model, declare, x = DECLARED[name]
+    spec, program = declare(model), trace(model.apply, _shapes(model, x), x)
+    found, expected = find_taps(program, spec), taps.find_taps(program, spec)
+    assert {k: _units(tap) for k, tap in found.items()} == {
+        k: _units(tap) for k, tap in expected.items()
+    }
+
+
+def _units(tap: taps.Tap) -> tuple:
+    """Returns a tap without roles, which have no meaning in an activation."""
+    names = [entry.perm if isinstance(entry, Axis) else None for entry in tap.entries]
+    return tap.value, names
+
+
+def test_network_order_not_the_order_of_names() -> None:
+    def apply_fn(params: dict, x: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(x @ params["z"])
+        return jnp.tanh(hidden @ params["a"]) @ params["k"]
+
+    params = {"a": np.ones((3, 4)), "k": np.ones((4, 2)), "z": np.ones((5, 3))}
+    spec = infer_spec(apply_fn, params, normal(2, 5))
+    assert list(spec.axes) == ["z", "a", "k"]
+    assert spec.axes["a"] == (Axis("z", "in"), Axis("a", "out"))
+    assert dict(spec.depths) == {"z": 1, "a": 2, "k": 3}
+
+
+def test_flatten_is_a_product() -> None:
+    case = convnets.CASES["vgg"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    kernel = spec.axes["params/Dense_0/kernel"]
+    flat = Product((Fixed(4), Axis("params/Conv_1", "in")))
+    assert kernel == (flat, Axis("params/Dense_0", "out"))
+
+
+def test_fused_qkv_is_a_sum_and_keys_consume() -> None:
+    case = vits.CASES["vit-timm"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    heads, inner, values = (f"params/FusedAttention_0/qkv{k}" for k in ("", ".2", ".3"))
+    query, key, value = (
+        Product((Axis(heads, "out"), inside))
+        for inside in (Axis(inner, "out"), Axis(inner, "in"), Axis(values, "out"))
+    )
+    assert spec.axes["params/FusedAttention_0/qkv/bias"] == (Sum((query, key, value)),)
+    assert spec.perms[inner].groups == spec.perms[values].groups == (heads,)
+    assert spec.layers == 14
+
+
+def test_fused_qkv_with_an_axis_of_its_own_is_a_family() -> None:
+    case = vits.CASES["vit-general"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    index, heads, inside = spec.axes["params/FusedAttention_0/qkv/bias"]
+    assert index == Sum((Fixed(1), Fixed(1), Fixed(1)))
+    assert isinstance(heads, Axis)
+    assert isinstance(inside, Family)
+    query, key, value = inside.members
+    assert (query, key) == (Axis(query.perm, "out"), Axis(query.perm, "in"))
+    assert value.perm != query.perm
+    assert PermutationSpec.from_json(spec.to_json()) == spec
+
+
+def test_tied_embeddings_produce() -> None:
+    case = sequences.CASES["gpt2-tied"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    stream = Axis("params/Embed_0", "out")
+    assert spec.axes["params/Embed_0/embedding"] == (None, stream)
+    assert spec.depths["params/Embed_0/embedding"] == 1
+
+
+def test_notes_travel_and_do_not_tell_specs_apart() -> None:
+    case = convnets.CASES["mlp"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    again = PermutationSpec.from_json(spec.to_json())
+    assert again.notes == spec.notes
+    assert again.explain() == spec.explain()
+    assert hash(again) == hash(spec)
+    bare = PermutationSpec(spec.axes, spec.perms, spec.depths)
+    assert bare == spec
+    assert "declared" in bare.explain()
+
+
+def test_explain_names_the_users_line() -> None:
+    case = convnets.CASES["vgg"]()
+    text = infer_spec(case.apply_fn, case.params, *case.inputs).explain()
+    assert "4 perms, 5 layers" in text
+    assert "zoo/convnets.py" in text
+    assert "params/Conv_0/kernel[0]: conv_general_dilated at" in text
+    assert "params/Dense_2/bias[0]: an output of the function" in text
+
+
+def test_taps_read_units_before_their_last_consumer() -> None:
+    case = vits.CASES["vit-linen-mean"]()
+    result = infer(case.apply_fn, case.params, *case.inputs)
+    assert set(result.taps) == set(result.spec.perms)
+    shapes = {
+        name: result.program.avals[tap.value].shape for name, tap in result.taps.items()
+    }
+    # The stream before the mean over tokens; the heads as the output layer reads them.
+    assert shapes["params/Conv_0"] == (2, 4, vits.WIDTH)
+    heads = "params/MultiHeadDotProductAttention_0/query"
+    assert shapes[heads] == (2, 4, vits.HEADS, vits.HEAD_DIM)
+    inner = Axis(f"{heads}.2", "out")
+    assert result.taps[f"{heads}.2"].entries == (None, None, Axis(heads, "out"), inner)
