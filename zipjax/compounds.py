@@ -28,8 +28,8 @@ def map_leaf_axes(
       array: an array with one entry an axis.
       entries: the axes' entries.
       sizes: number of units of every perm along these axes.
-      function: maps an array whose entries are all ``Axis``, ``Fixed`` or None to one
-        of the same rank; it may change the sizes.
+      function: maps an array whose entries are all ``Axis``, ``Fixed``, ``Index`` or
+        None to one of the same rank; it may change the sizes.
 
     Returns:
       The array put together again from what ``function`` returned.

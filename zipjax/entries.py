@@ -7,6 +7,8 @@
   Dense layer behind a flatten, ``Product((Fixed(h * w), Axis("conv", "in")))``;
 * ``Sum(parts)``: a concatenation of entries, such as the inputs behind a skip
   connection by concatenation. ``Fixed(size)`` is a leaf of a compound without a perm;
+* ``Index(name, size)``: an axis without a perm whose elements are groups of units all
+  the same, such as the layers of parameters that are stacked for a scan;
 * ``Family(index, members)``: ``members[k]`` where axis number ``index`` of the same
   array, whose entry is a Sum, is in its part k. So is the last axis of a fused QKV
   kernel ``[features, 3, heads, head_dim]``, for Q and K share a perm that V lacks.
@@ -45,6 +47,14 @@ class Fixed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Index:
+    """An axis in one order; perms that name it in ``groups`` have one an element."""
+
+    name: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Product:
     """A row-major product of entries, outermost first."""
 
@@ -71,7 +81,7 @@ class Family:
     members: tuple["Entry", ...]
 
 
-Entry: TypeAlias = Axis | Fixed | Product | Sum | Family | None
+Entry: TypeAlias = Axis | Fixed | Index | Product | Sum | Family | None
 Entries: TypeAlias = tuple[Entry, ...]
 
 
@@ -83,6 +93,16 @@ def leaf_axes(entry: Entry) -> Iterator[Axis]:
         case Product(children) | Sum(children) | Family(_, children):
             for child in children:
                 yield from leaf_axes(child)
+
+
+def leaf_indices(entry: Entry) -> Iterator[Index]:
+    """Yields the ``Index`` leaves of an entry from left to right."""
+    match entry:
+        case Index():
+            yield entry
+        case Product(children) | Sum(children) | Family(_, children):
+            for child in children:
+                yield from leaf_indices(child)
 
 
 def select_member(entry: Entry, index: int, part: int) -> Entry:
@@ -104,7 +124,7 @@ def entry_size(entry: Entry, sizes: Mapping[str, int]) -> int | None:
             return None
         case Axis():
             return sizes.get(entry.perm)
-        case Fixed():
+        case Fixed() | Index():
             return entry.size
         case Family():
             return entry_size(entry.members[0], sizes)
@@ -125,6 +145,8 @@ def encode(entry: Entry) -> Any:
             return {"perm": entry.perm, "role": entry.role}
         case Fixed():
             return {"fixed": entry.size}
+        case Index():
+            return {"index": entry.name, "size": entry.size}
         case Product():
             return {"product": [encode(child) for child in entry.factors]}
         case Sum():
@@ -147,6 +169,8 @@ def decode(data: Any) -> Entry:
             return Axis(perm, role)
         case {"fixed": int(size)}:
             return Fixed(size)
+        case {"index": str(name), "size": int(size)}:
+            return Index(name, size)
         case {"product": list(children)}:
             return Product(tuple(decode(child) for child in children))
         case {"sum": list(children)}:

@@ -21,6 +21,7 @@ from zipjax.entries import (
     encode,
     entry_size,
     leaf_axes,
+    leaf_indices,
 )
 from zipjax.notes import Notes, explain
 from zipjax.trees import check_same_keys, path_leaves
@@ -33,8 +34,8 @@ class Perm:
 
     Attributes:
       size: number of units (of one group, where ``groups`` is not empty).
-      groups: names of the perms that enclose this one, outermost first: the units
-        are permuted on their own for every value of these.
+      groups: names of the perms and indices that enclose this one, outermost first:
+        the units are permuted on their own for every value of these.
     """
 
     size: int
@@ -107,6 +108,17 @@ class PermutationSpec:
     def sizes(self) -> dict[str, int]:
         """Number of units of every perm, in depth order."""
         return {name: perm.size for name, perm in self.perms.items()}
+
+    @property
+    def indices(self) -> dict[str, int]:
+        """Number of elements of every index."""
+        leaves = (
+            leaf
+            for entries in self.axes.values()
+            for entry in entries
+            for leaf in leaf_indices(entry)
+        )
+        return {leaf.name: leaf.size for leaf in leaves}
 
     @property
     def layers(self) -> int:
@@ -251,6 +263,7 @@ class PermutationSpec:
             self.perms,
             "List every perm of axes in perms, and no other.",
         )
+        enclosing = {*self.perms, *self.indices}
         for name, perm in self.perms.items():
             if not roles[name]["out"] or not roles[name]["in"]:
                 raise ValueError(
@@ -258,10 +271,10 @@ class PermutationSpec:
                     f"by {roles[name]['out']} and consumed by {roles[name]['in']}: "
                     "give units that nothing consumes (outputs) the entry None"
                 )
-            if perm.size < 1 or not set(perm.groups) <= set(self.perms):
+            if perm.size < 1 or not set(perm.groups) <= enclosing:
                 raise ValueError(
                     f"perm {name!r} has size {perm.size} and groups {perm.groups}: "
-                    f"sizes start at 1, groups are among {list(self.perms)}"
+                    f"sizes start at 1, groups are among {sorted(enclosing)}"
                 )
 
     def _check_shape(self, path: str, shape: Shape) -> None:

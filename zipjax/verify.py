@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax.compounds import map_leaf_axes
-from zipjax.entries import Axis, Entries, Entry
+from zipjax.entries import Axis, Entries, Entry, Index
 from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
@@ -21,9 +21,9 @@ Permutations = Mapping[str, Indices]
 def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:
     """Draws permutations ``[*groups, units]`` of every perm: one a group."""
     keys = jax.random.split(key, len(spec.perms))
-    out = {}
+    out, counts = {}, {**spec.sizes, **spec.indices}
     for k, (name, perm) in zip(keys, spec.perms.items(), strict=True):
-        shape = (*(spec.sizes[group] for group in perm.groups), perm.size)
+        shape = (*(counts[group] for group in perm.groups), perm.size)
         rows = jnp.broadcast_to(jnp.arange(perm.size), shape)
         out[name] = np.asarray(jax.random.permutation(k, rows, -1, independent=True))
     return out
@@ -50,7 +50,7 @@ def permute_params(
         return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
 
     def reorder(array: Array, entries: Entries) -> Array:
-        places = {x.perm: k for k, x in enumerate(entries) if isinstance(x, Axis)}
+        places = {_name(entry): k for k, entry in enumerate(entries)}
         # The units of a group are reordered before the group itself is.
         for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
             if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
@@ -111,6 +111,15 @@ def verify_spec(
         if not worst <= tolerance:
             raise SpecError(_diagnosis(worst, tolerance))
     return worst
+
+
+def _name(entry: Entry) -> str | None:
+    match entry:
+        case Axis():
+            return entry.perm
+        case Index():
+            return entry.name
+    return None
 
 
 def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray, "..."]:

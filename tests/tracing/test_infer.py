@@ -9,7 +9,7 @@ import pytest
 from tests.zoo import convnets, sequences, vits
 from tests.zoo.case import normal
 from zipjax import taps
-from zipjax.entries import Axis, Family, Fixed, Product, Sum
+from zipjax.entries import Axis, Family, Fixed, Index, Product, Sum
 from zipjax.models import mlp, resnet
 from zipjax.program import trace
 from zipjax.spec import PermutationSpec
@@ -118,6 +118,27 @@ def test_tied_embeddings_produce() -> None:
     stream = Axis("params/Embed_0", "out")
     assert spec.axes["params/Embed_0/embedding"] == (None, stream)
     assert spec.depths["params/Embed_0/embedding"] == 1
+
+
+def test_layers_under_scan_have_orders_of_their_own() -> None:
+    case = sequences.CASES["scan"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    ((layers, count),) = spec.indices.items()
+    assert count == 3
+    stream = spec.perms["params/Dense_0"]
+    assert stream.groups == ()
+    assert all(p.groups[0] == layers for p in spec.perms.values() if p != stream)
+    kernel = spec.axes["params/ScanBlock_0/Dense_0/kernel"]
+    assert kernel[0] == Index(layers, 3)
+    assert PermutationSpec.from_json(spec.to_json()) == spec
+
+
+def test_units_belong_to_their_expert() -> None:
+    case = sequences.CASES["experts"]()
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    assert spec.perms["params/up"].groups == ("params/router",)
+    roles = [spec.axes[f"params/{name}"][0].role for name in ("up", "down")]
+    assert roles == ["in", "in"]  # The router produces the experts' weights.
 
 
 def test_notes_travel_and_do_not_tell_specs_apart() -> None:

@@ -3,14 +3,13 @@
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
-from zipjax.entries import Axis, Entries, Entry, Fixed, leaf_axes
+from zipjax.entries import Axis, Entries, Entry, Fixed, Index, leaf_axes
 from zipjax.notes import Notes
 from zipjax.program import Program
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.taps import Tap
 from zipjax.tracing.checks import check_used, checked_trace
 from zipjax.tracing.convert import Place, map_leaves, simplified
-from zipjax.tracing.groups import find_parents
 from zipjax.tracing.nodes import Node, find, leaves
 from zipjax.tracing.reading import Reading
 from zipjax.tracing.roles import with_roles
@@ -69,12 +68,16 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     raw, numbers = reading.raw_entries()
     sizes = {number: leaf.size for leaf, number in numbers.items()}
     axes = with_roles(raw, sizes, program)
-    names = _names(axes)
+    free = {number for leaf, number in numbers.items() if leaf.frozen is None}
+    names = _names(axes, free)
     perms = {leaf: names[k] for leaf, k in numbers.items() if k in names}
+    indices = _indices(reading, perms)
     taps = read_taps(reading, perms)
+    entries = {**perms, **indices}
+    leaf_entries = {numbers[leaf]: name for leaf, name in indices.items()}
     spec = PermutationSpec(
-        axes=_renamed(axes, names, sizes),
-        perms=_perms(reading, perms),
+        axes=_renamed(axes, names, leaf_entries, sizes),
+        perms=_perms(reading, perms, entries),
         depths={path: reading.reader.depths.get(path, 0) for path in axes},
         notes=Notes(
             frozen=_reasons(reading, perms),
@@ -84,7 +87,7 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     return Inference(spec, taps, program, reading.reader.unknown)
 
 
-def _names(axes: Mapping[str, Entries]) -> dict[str, str]:
+def _names(axes: Mapping[str, Entries], free: Collection[str]) -> dict[str, str]:
     """Names the perms that are both produced and consumed, by their first producer."""
     found: dict[str, dict[str, list[str]]] = {}
     for path, entries in axes.items():
@@ -93,25 +96,44 @@ def _names(axes: Mapping[str, Entries]) -> dict[str, str]:
             roles[axis.role].append(path)
     names: dict[str, str] = {}
     for number, roles in found.items():
-        if roles["out"] and roles["in"]:
+        if number in free and roles["out"] and roles["in"]:
             names[number] = _unique(roles["out"][0], names.values())
     return names
 
 
 def _unique(path: str, taken: Collection[str]) -> str:
-    base = path.rpartition("/")[0] or path
+    base = path.rpartition("/")[0]
+    # Linen's collection says nothing of the layer.
+    base = path if base in ("", "params") else base
     name, number = base, 2
     while name in taken:
         name, number = f"{base}.{number}", number + 1
     return name
 
 
+def _indices(reading: Reading, perms: Collection[Node]) -> dict[Node, str]:
+    """Names the frozen axes that enclose perms, by the first parameter they are of."""
+    found: dict[Node, str] = {}
+    wanted = {p for leaf in perms for p in reading.parents[leaf] if p.frozen}
+    for path in reading.order:
+        for number, node in enumerate(reading.axes(path)):
+            for leaf in map(find, leaves(node)):
+                if leaf in wanted:
+                    found.setdefault(leaf, f"{path}[{number}]")
+    return found
+
+
 def _renamed(
-    axes: Mapping[str, Entries], names: Mapping[str, str], sizes: Mapping[str, int]
+    axes: Mapping[str, Entries],
+    names: Mapping[str, str],
+    indices: Mapping[str, str],
+    sizes: Mapping[str, int],
 ) -> dict[str, Entries]:
     def rename(axis: Axis, _: Place) -> Entry:
         if axis.perm in names:
             return Axis(names[axis.perm], axis.role)
+        if axis.perm in indices:
+            return Index(indices[axis.perm], sizes[axis.perm])
         return Fixed(sizes[axis.perm])
 
     return {
@@ -120,12 +142,13 @@ def _renamed(
     }
 
 
-def _perms(reading: Reading, names: Mapping[Node, str]) -> dict[str, Perm]:
-    parents = find_parents(reading.reader.events)
-    return {
-        name: Perm(leaf.size, tuple(names[p] for p in parents[leaf] if p in names))
-        for leaf, name in names.items()
-    }
+def _perms(
+    reading: Reading, perms: Mapping[Node, str], enclosing: Mapping[Node, str]
+) -> dict[str, Perm]:
+    def groups(leaf: Node) -> tuple[str, ...]:
+        return tuple(enclosing[p] for p in reading.parents[leaf] if p in enclosing)
+
+    return {name: Perm(leaf.size, groups(leaf)) for leaf, name in perms.items()}
 
 
 def _reasons(

@@ -1,9 +1,12 @@
 """A program that was read: its axes, in the form of entries."""
 
+import functools
+from collections.abc import Mapping
+
 from zipjax.entries import Entries
 from zipjax.program import Program
 from zipjax.tracing.convert import FamilyError, to_entries
-from zipjax.tracing.groups import settle
+from zipjax.tracing.groups import find_parents, settle
 from zipjax.tracing.nodes import Node, Reason, collapse
 from zipjax.tracing.reader import Reader, Value
 
@@ -28,12 +31,13 @@ class Reading:
         self._collapse_families()
 
     def raw_entries(self) -> tuple[dict[str, Entries], dict[Node, str]]:
-        """Returns entries with numbered perms, all of role "out", and the numbers."""
+        """Returns entries with numbers for perms and the numbers of all leaves.
+
+        Frozen leaves have numbers too, and all axes have the role "out".
+        """
         names: dict[Node, str] = {}
 
-        def name(leaf: Node) -> str | None:
-            if leaf.frozen is not None:
-                return None
+        def name(leaf: Node) -> str:
             return names.setdefault(leaf, str(len(names)))
 
         return {path: to_entries(self.axes(path), name) for path in self.order}, names
@@ -41,6 +45,11 @@ class Reading:
     def axes(self, path: str) -> tuple[Node, ...]:
         """Returns the axes of a parameter."""
         return self.values[self.program.params[path]].axes
+
+    @functools.cached_property
+    def parents(self) -> Mapping[Node, list[Node]]:
+        """The leaves that enclose each leaf, outermost first."""
+        return find_parents(self.reader.events)
 
     @property
     def order(self) -> list[str]:
