@@ -7,9 +7,11 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
-install_import_hook(["zipjax", "experiments"], "beartype.beartype")
+import tests.checking  # noqa: F401 - the hook looks it up by name
+
+install_import_hook(["zipjax", "experiments"], "tests.checking.check")
 
 import jax
 import pytest
@@ -29,3 +31,11 @@ def shared() -> Path:
 def key() -> jax.Array:
     """A PRNG key."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def untyped():
+    """Lets bad input through to the package's own errors: users run no type checks."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

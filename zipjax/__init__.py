@@ -13,6 +13,7 @@ from zipjax.partial import Merged, apply, flops
 from zipjax.recipes import Recipe, average, permute, zipit
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
+from zipjax.tracing import infer_spec
 from zipjax.types import SpecError
 from zipjax.verify import permute_params, random_permutations, verify_spec
 
@@ -35,6 +36,7 @@ __all__ = [
     "collect_moments",
     "evaluate",
     "flops",
+    "infer_spec",
     "load",
     "match",
     "match_align",

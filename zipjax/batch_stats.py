@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax.activations import batch_inputs
+from zipjax.parameters import parameter_views
 from zipjax.partial import Merged
 from zipjax.program import Derived, Program, ValueId, evaluate, trace
-from zipjax.taps import parameter_views
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, Leaves, PyTree
 

@@ -7,14 +7,13 @@ from zipjax.entries import Axis, Entries, Entry, Fixed, Index, leaf_axes
 from zipjax.notes import Notes
 from zipjax.program import Program
 from zipjax.spec import Perm, PermutationSpec
-from zipjax.taps import Tap
 from zipjax.tracing.checks import check_used, checked_trace
 from zipjax.tracing.convert import Place, map_leaves, simplified
 from zipjax.tracing.nodes import Node, find, leaves
 from zipjax.tracing.reading import Reading
 from zipjax.tracing.roles import with_roles
 from zipjax.tracing.sources import describe, user_line
-from zipjax.tracing.taps import read_taps
+from zipjax.tracing.taps import Tap, read_taps
 from zipjax.types import ApplyFn, PyTree
 
 

@@ -5,12 +5,13 @@ consumed by another value only (the queries of an attention), the first of the t
 Reductions right before it, such as a global average pooling, are stepped over.
 """
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
-from zipjax.entries import Axis, Entry
+from zipjax.entries import Axis, Entries, Entry
 from zipjax.program import Equation, Literal, Program, ValueId
 from zipjax.spec import PermutationSpec
-from zipjax.taps import Tap
 from zipjax.tracing.convert import (
     FamilyError,
     Place,
@@ -28,6 +29,14 @@ _LAYOUT = {
 }  # fmt: skip
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min"}
 _WINDOWS = {"reduce_window_sum", "reduce_window_max", "reduce_window"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """A value of a program with the entries of its axes (None: samples)."""
+
+    value: ValueId
+    entries: Entries
 
 
 def find_taps(program: Program, spec: PermutationSpec) -> dict[str, Tap]:
@@ -123,6 +132,10 @@ def _steps(reading: Reading, eqn: Equation) -> bool:
     if name in ("div", "mul"):
         other = eqn.operands[1]
         return isinstance(other, Literal) or not reading.values[other].axes
+    if name == "broadcast_in_dim":
+        # Axes of size 1 that keepdims leaves behind; repetition is more than layout.
+        sizes = [math.prod(reading.program.avals[n].shape) for n in _ends(eqn)]
+        return sizes[0] == sizes[-1]
     if name in _WINDOWS:
         before, after = (reading.program.avals[n].shape for n in _ends(eqn))
         # Only a global pooling: others are part of the network between its layers.

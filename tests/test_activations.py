@@ -1,0 +1,226 @@
+"""Moments of activations, against numpy on activations computed otherwise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.networks import (
+    FlattenNet,
+    dense_apply,
+    dense_params,
+    dense_spec,
+    flatten_spec,
+    images,
+    relative_error,
+    variables,
+)
+
+import zipjax
+from zipjax.models import resnet
+
+WIDTHS = (3, 5, 4, 2)
+SPEC = dense_spec(WIDTHS)
+MODELS = [dense_params(WIDTHS, seed) for seed in range(3)]
+X = images(24, (3,))
+
+
+def hidden_units(params, x):
+    units = []
+    for layer in params["layers"][:-1]:
+        w, b = np.asarray(layer["w"], np.float64), np.asarray(layer["b"])
+        x = np.maximum(x @ w + b, 0)
+        units.append(x)
+    return units
+
+
+def check_mlp(moments, models=MODELS, x=X):
+    per_model = [hidden_units(model, x) for model in models]
+    assert list(moments) == ["h0", "h1"]
+    for moment, units in zip(
+        moments.values(), zip(*per_model, strict=True), strict=True
+    ):
+        expected = np.concatenate(units, axis=1)
+        assert moment.count == len(x)
+        assert relative_error(moment.mean, expected.mean(0)) < 1e-5
+        covariance = np.cov(expected.T, bias=True)
+        assert relative_error(moment.covariance(), covariance) < 1e-5
+
+
+def collect(batches, **options):
+    return zipjax.collect_moments(dense_apply, MODELS, SPEC, batches, **options)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(24,), (8, 8, 8), (7, 6, 5, 4, 2), (1, 23)],
+    ids=str,
+)
+def test_batches_of_any_size_give_what_numpy_gives(sizes):
+    # Four devices divide none of 7, 6, 5, 2, 1 and 23.
+    assert jax.local_device_count() == 4
+    check_mlp(collect(iter(np.split(X, np.cumsum(sizes)[:-1]))))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_devices_may_be_chosen(count):
+    check_mlp(collect([X[:9], X[9:]], devices=jax.local_devices()[:count]))
+
+
+def test_one_device_and_four_agree():
+    batches = [X[:12], X[12:]]
+    one = collect(batches, devices=jax.local_devices()[:1])
+    four = collect(batches, devices=jax.local_devices())
+    for perm in SPEC.perms:
+        a, b = one[perm], four[perm]
+        assert a.source == b.source
+        assert relative_error(a.covariance(), b.covariance()) < 1e-6
+        assert relative_error(a.mean, b.mean) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: {"image": x, "label": np.arange(len(x))},
+        lambda x: {"image": jnp.asarray(x), "label": ["a"] * len(x)},
+    ],
+    ids=["numpy", "jax"],
+)
+def test_inputs_selects_from_a_batch(wrap):
+    check_mlp(collect([wrap(X[:10]), wrap(X[10:])], inputs=lambda b: b["image"]))
+
+
+def test_several_positional_inputs():
+    def apply_fn(params, x, offset):
+        return dense_apply(params, x + offset["by"])
+
+    offsets = images(24, (3,), seed=5)
+    batches = [(X[:16], {"by": offsets[:16]}), (X[16:], {"by": offsets[16:]})]
+    moments = zipjax.collect_moments(apply_fn, MODELS, SPEC, batches)
+    check_mlp(moments, x=X + offsets)
+
+
+def test_the_order_of_the_models_is_that_of_the_units():
+    backwards = MODELS[::-1]
+    moments = zipjax.collect_moments(dense_apply, backwards, SPEC, [X])
+    check_mlp(moments, backwards)
+
+
+def test_integer_inputs():
+    def embed(params, tokens):
+        return dense_apply(params, jax.nn.one_hot(tokens, 3))
+
+    tokens = np.arange(24) % 3
+    moments = zipjax.collect_moments(embed, MODELS, SPEC, [tokens])
+    check_mlp(moments, x=np.eye(3)[tokens])
+
+
+def flax_record(net, params, x):
+    _, record = net.apply(params, x, capture_intermediates=True)
+    return record["intermediates"]
+
+
+def test_resnet20_streams_and_inner_units():
+    """Streams end behind the sums; Flax's own record of the outputs has them."""
+    net = resnet.ResNet20(3, 0.25)
+    models = [variables(net, (8, 8, 3), seed) for seed in range(2)]
+    x = images(10, (8, 8, 3))
+    moments = zipjax.collect_moments(
+        net.apply, models, resnet.spec(net), [x[:6], x[6:]]
+    )
+    records = [flax_record(net, params, x) for params in models]
+    for perm, moment in moments.items():
+        if perm.startswith("stage"):
+            blocks = [r[f"layer{perm[-1]}_2"]["__call__"][0] for r in records]
+        else:
+            blocks = [np.maximum(r[perm]["bn1"]["__call__"][0], 0) for r in records]
+        units = np.concatenate(
+            [np.reshape(b, (-1, b.shape[-1])) for b in blocks], axis=1
+        )
+        assert moment.count == len(units)
+        covariance = np.cov(units.astype(np.float64).T, bias=True)
+        assert relative_error(moment.covariance(), covariance) < 1e-5, perm
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_networks_have_float32_moments(dtype):
+    net = FlattenNet(dtype)
+    models = [variables(net, (4, 4, 3), seed) for seed in range(2)]
+    x = images(64, (4, 4, 3))
+    moments = zipjax.collect_moments(net.apply, models, flatten_spec(4), [x])["hidden"]
+    layers = [flax_record(net, params, x)["hidden"]["__call__"][0] for params in models]
+    units = np.maximum(np.concatenate(layers, axis=1).astype(np.float64), 0)
+    assert moments.covariance().dtype == jnp.float32
+    # Compiled, XLA may keep more digits within a layer than op by op.
+    rounding = 8 * float(jnp.finfo(dtype).eps)
+    assert relative_error(moments.covariance(), np.cov(units.T, bias=True)) < rounding
+
+
+NAN = X.copy()
+NAN[3, 1] = np.nan
+BATCHES = {
+    "no batches": ([], {}, "no batches"),
+    "exhausted": (iter(()), {}, "no batches"),
+    "empty": ([X, X[:0]], {}, r"batch 1 has inputs of shapes \[\(0, 3\)\]"),
+    "NaN": ([X, X, NAN], {}, "batch 2 holds NaN"),
+    "infinity": (
+        [np.where(np.isnan(NAN), np.inf, NAN)],
+        {},
+        "batch 0 holds NaN or inf",
+    ),
+    "scalar": ([np.float32(3)], {}, "leading batch axis"),
+    "no arrays": ([()], {}, "leading batch axis"),
+    "other lengths": ([(X, X[:5])], {}, r"\[\(24, 3\), \(5, 3\)\]"),
+    "selected": ([{"x": X[:0]}], {"inputs": lambda b: b["x"]}, "batch 0 has inputs"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_bad_batches_are_named(name):
+    batches, options, message = BATCHES[name]
+    with pytest.raises(ValueError, match=message):
+        collect(batches, **options)
+
+
+def broken(value):
+    model = dense_params(WIDTHS, 9)
+    model["layers"][1]["w"] = model["layers"][1]["w"].at[0, 0].set(value)
+    return model
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_with_nan_are_named(value):
+    models = [MODELS[0], MODELS[1], broken(value)]
+    with pytest.raises(ValueError, match=r"'h1' are not finite in the models \[2\]"):
+        zipjax.collect_moments(dense_apply, models, SPEC, [X])
+
+
+@pytest.mark.parametrize(
+    ("models", "spec", "message"),
+    [
+        (MODELS[:1], SPEC, "at least two models"),
+        ([MODELS[0], dense_params((3, 5, 2), 0)], SPEC, "model 1 has other parameters"),
+        ([MODELS[0], dense_params((3, 6, 4, 2), 0)], SPEC, "has size 6"),
+        (MODELS, dense_spec((3, 6, 4, 2)), "network of other widths"),
+        (MODELS, dense_spec((3, 5, 2)), r"unexpected \['layers/2/b', 'layers/2/w'\]"),
+    ],
+)
+def test_models_and_spec_must_fit(models, spec, message):
+    with pytest.raises(ValueError, match=message):
+        zipjax.collect_moments(dense_apply, models, spec, [X])
+
+
+def test_the_source_tells_models_order_and_spec_apart():
+    renamed = zipjax.PermutationSpec.from_json(SPEC.to_json().replace("h1", "other"))
+    sources = [
+        zipjax.source_of(models, spec)
+        for models, spec in [
+            (MODELS, SPEC),
+            (MODELS[::-1], SPEC),
+            (MODELS[:2], SPEC),
+            (MODELS, renamed),
+        ]
+    ]
+    assert len(set(sources)) == 4
+    copies = jax.tree.map(np.array, MODELS)
+    assert zipjax.source_of(copies, SPEC) == sources[0]
+    assert collect([X])["h0"].source == sources[0]

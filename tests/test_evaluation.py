@@ -1,0 +1,186 @@
+"""Accuracies, computed by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zipjax
+
+LOGITS = np.array(
+    [
+        # label, joint prediction, prediction within the label's task
+        [3.0, 1, 2, 0],  # 0, 0, 0
+        [1, 2, 5, 0],  # 1, 2, 1
+        [0, 0.5, 1, 2],  # 2, 3, 3
+        [9, 0, 1, 2],  # 3, 0, 3
+        [0, 1, 3, 2],  # 2, 2, 2
+    ]
+)
+LABELS = np.array([0, 1, 2, 3, 2])
+
+
+def evaluate(outputs, labels, tasks, **options):
+    """Evaluates given outputs, in two batches."""
+    several = isinstance(outputs, list)
+
+    def forward(rows):
+        return [head[rows] for head in outputs] if several else outputs[rows]
+
+    cut = len(labels) // 2
+    rows = np.arange(len(labels))
+    batches = [(rows[:cut], labels[:cut]), (rows[cut:], labels[cut:])]
+    return zipjax.evaluate(forward, iter(batches), tasks=tasks, **options)
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+def test_logits_of_all_classes(asarray):
+    found = evaluate(asarray(LOGITS), asarray(LABELS), [[0, 1], [2, 3]])
+    assert found == zipjax.Evaluation(2 / 5, (1.0, 2 / 3), 5)
+    assert found.average == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "accuracies"),
+    [([[2, 3], [0, 1]], (2 / 3, 1.0)), ([[3, 0], [1, 2]], (1 / 2, 2 / 3))],
+)
+def test_classes_of_a_task_in_any_order(tasks, accuracies):
+    # Among 3 and 0, labels 0 and 3 give 0 and 0; among 1 and 2, labels 1, 2, 2 give 2.
+    found = evaluate(LOGITS, LABELS, tasks)
+    assert found.joint == 2 / 5
+    assert found.tasks == pytest.approx(accuracies)
+
+
+def test_classes_that_belong_to_no_task_are_not_predicted():
+    # Without class 0 the joint predictions are 2, 3, 3, 2.
+    found = evaluate(LOGITS[1:], LABELS[1:], [[1], [3, 2]])
+    assert found == zipjax.Evaluation(2 / 4, (1.0, 2 / 3), 4)
+
+
+def test_heads_are_compared_by_their_softmax():
+    # Head B's logits are larger; its probabilities are not.
+    head_a = np.array([[0.0, 1], [0, 1], [5, 0]])
+    head_b = np.array([[10.0, 10.1], [10, 19], [100, 104]])
+    labels = np.array([1, 1, 3])
+    # softmax: .73 against .52; .73 against .9999; .993 against .982
+    found = evaluate([head_a, head_b], labels, [[0, 1], [2, 3]])
+    assert found == zipjax.Evaluation(1 / 3, (1.0, 1.0), 3)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["own classes", "all classes"])
+def test_heads_give_their_own_classes_or_all(wide):
+    own = [np.array([[0.0, 4], [3, 0]]), np.array([[0.0, 1], [0, 7]])]
+    tasks = [[2, 0], [1, 3]]
+    outputs = own
+    if wide:
+        # The other columns are large, and not theirs.
+        outputs = [np.full((2, 4), 99.0) for _ in tasks]
+        for output, head, task in zip(outputs, own, tasks, strict=True):
+            output[:, task] = head
+    # Row 0: class 0 with .98 against 3 with .73; row 1: 2 with .95 against 3, .999.
+    found = evaluate(outputs, np.array([0, 3]), tasks)
+    assert found == zipjax.Evaluation(1.0, (1.0, 1.0), 2)
+
+
+def test_softmax_of_large_logits_is_finite():
+    outputs = [np.array([[1e4, 0.0]]), np.array([[-1e4, 1e4 - 3.0]])]
+    with pytest.raises(ValueError, match=r"\[1, 0\] examples"):
+        evaluate(outputs, np.array([0]), [[0, 1], [2, 3]])
+    doubled = [np.concatenate([x, x[:, ::-1]]) for x in outputs]
+    found = evaluate(doubled, np.array([0, 2]), [[0, 1], [2, 3]])
+    # Both rows tie at 1 - 0: the first task's class wins.
+    assert found == zipjax.Evaluation(1 / 2, (1.0, 1.0), 2)
+
+
+ANGLES = np.deg2rad([0, 90, 180, 270])
+TEXTS = 7 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+
+
+def direction(*degrees):
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_the_class_with_the_largest_cosine_wins():
+    # Nearest class: 0, 1, 3, 0; within their tasks: 0, 1, 3, 3.
+    outputs = direction(10, 80, 260, 340) * [[0.01], [50.0], [1.0], [3.0]]
+    labels = np.array([0, 1, 2, 3])
+    found = evaluate(outputs, labels, [[0, 1], [2, 3]], class_embeddings=TEXTS)
+    assert found == zipjax.Evaluation(2 / 4, (1.0, 1 / 2), 4)
+
+
+def test_lengths_of_outputs_and_embeddings_do_not_matter():
+    outputs = direction(40, 50, 130, 140, 220)
+    labels = np.array([0, 1, 1, 2, 2])
+    tasks = [[0, 1], [2, 3]]
+    plain = evaluate(outputs, labels, tasks, class_embeddings=TEXTS)
+    scaled = evaluate(
+        outputs * [[1e-3], [1], [9], [1e3], [2]],
+        labels,
+        tasks,
+        class_embeddings=TEXTS * [[1], [10], [100], [0.1]],
+    )
+    assert plain == scaled
+    assert plain.joint == 1
+
+
+def test_heads_of_embeddings_are_compared_at_scale_100():
+    # Cosines of head A: (.1, 0, 0); of head B: (.51, .49). At scale 100 A's softmax is
+    # .9999 and B's .88; at scale 1 they would be .36 and .505.
+    head_a = np.array([0.1, 0, 0, 0, np.sqrt(0.99)])
+    head_b = np.array([np.sqrt(0.4998), 0, 0, 0.51, 0.49])
+    both = [np.stack([head, head]) for head in (head_a, head_b)]
+    # The second example is there for task B's sake.
+    found = evaluate(
+        both, np.array([0, 3]), [[0, 1, 2], [3, 4]], class_embeddings=np.eye(5)
+    )
+    assert found == zipjax.Evaluation(1 / 2, (1.0, 1.0), 2)
+
+
+def test_an_output_of_zeros_is_no_nan():
+    outputs = np.concatenate([np.zeros((1, 2)), direction(90)])
+    found = evaluate(outputs, np.array([0, 1]), [[0], [1]], class_embeddings=TEXTS)
+    assert found == zipjax.Evaluation(1.0, (1.0, 1.0), 2)
+
+
+TASKS = [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "tasks", "options", "message"),
+    [
+        (LOGITS, LABELS, [[0, 1], [1, 2, 3]], {}, "share classes"),
+        (LOGITS, LABELS, [[0, 1, 1], [2, 3]], {}, "share classes"),
+        (
+            LOGITS,
+            np.array([0, 1, 2, 3, 7]),
+            TASKS,
+            {},
+            r"labels \[7\] .*\[0, 1, 2, 3\]",
+        ),
+        (LOGITS, LABELS, [[0, 1], [2]], {}, r"labels \[3\] belong to none"),
+        (LOGITS[:2], LABELS[:2], TASKS, {}, r"\[2, 0\] examples"),
+        (LOGITS[:0], LABELS[:0], TASKS, {}, r"\[0, 0\] examples"),
+        ([LOGITS] * 3, LABELS, TASKS, {}, "3 heads for 2 tasks"),
+        (LOGITS[:, :3], LABELS, TASKS, {}, r"shape \[2, 3\] are no logits"),
+        (LOGITS, LABELS, TASKS, {"class_embeddings": TEXTS}, "not of one space"),
+    ],
+    ids=[
+        "overlap",
+        "twice",
+        "unknown label",
+        "left out",
+        "no examples",
+        "no batches",
+        "heads",
+        "logits",
+        "space",
+    ],
+)
+def test_bad_input(outputs, labels, tasks, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(outputs, labels, tasks, **options)
+
+
+def test_no_batches():
+    with pytest.raises(ValueError, match=r"\[0, 0\] examples"):
+        zipjax.evaluate(lambda x: x, [], tasks=TASKS)

@@ -1,0 +1,76 @@
+"""Merge and unmerge matrices: exact identities."""
+
+import numpy as np
+import pytest
+
+from zipjax import merge_matrices
+from zipjax.matrices import model_matrices
+
+
+def shuffled_groups(sizes, seed=0):
+    """An assignment with merged units of the given numbers of members."""
+    assignment = np.repeat(np.arange(len(sizes)), sizes)
+    return np.random.default_rng(seed).permutation(assignment)
+
+
+ASSIGNMENTS = {
+    **{f"{k} to one": shuffled_groups([k, k, 1], k) for k in range(1, 65)},
+    "all sizes": shuffled_groups(range(1, 65)),
+    "one unit": np.zeros(9, int),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("assignment", ASSIGNMENTS.values(), ids=ASSIGNMENTS.keys())
+def test_identities_hold_exactly(assignment, dtype):
+    merge, unmerge = (x.astype(dtype) for x in merge_matrices(assignment, 1))
+    units = assignment.max() + 1
+    np.testing.assert_array_equal(merge @ unmerge, np.eye(units))
+    # In any order of summation.
+    order = np.random.default_rng(1).permutation(assignment.size)
+    np.testing.assert_array_equal(merge[:, order] @ unmerge[order], np.eye(units))
+    np.testing.assert_array_equal(merge.sum(1), np.ones(units))
+    np.testing.assert_array_equal(np.cumsum(merge, axis=1)[:, -1], np.ones(units))
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS.values(), ids=ASSIGNMENTS.keys())
+def test_unmerge_is_one_hot_and_merge_averages(assignment):
+    merge, unmerge = merge_matrices(assignment, 1)
+    assert merge.dtype == unmerge.dtype == np.float32
+    one_hot = assignment[:, None] == np.arange(assignment.max() + 1)
+    np.testing.assert_array_equal(unmerge, one_hot)
+    average = one_hot.T / one_hot.sum(0)[:, None]
+    np.testing.assert_allclose(merge, average, rtol=0, atol=2.0**-23)
+    np.testing.assert_array_equal(merge > 0, one_hot.T)
+
+
+def test_blocks_of_the_models():
+    # Two models of three units; merged unit 0 takes two of the second model's.
+    blocks, copies = model_matrices(np.array([0, 1, 2, 2, 0, 0]), 2)
+    third = 1 / 3
+    expected = [
+        [[third, 0, 0], [0, 1, 0], [0, 0, 0.5]],
+        [[0, third, third], [0, 0, 0], [0.5, 0, 0]],
+    ]
+    np.testing.assert_allclose(blocks, expected, atol=2.0**-23)
+    np.testing.assert_array_equal(copies[0], np.eye(3))
+    np.testing.assert_array_equal(copies[1], [[0, 0, 1], [1, 0, 0], [1, 0, 0]])
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("assignment", "num_models", "message"),
+    [
+        (np.zeros((2, 2), int), 2, r"int64 of shape \[2, 2\] for N = 2"),
+        (np.zeros(4), 2, r"float64 of shape \[4\]"),
+        (np.zeros(5, int), 2, r"shape \[5\] for N = 2"),
+        (np.zeros(4, int), 0, "N = 0"),
+        (np.array([0, 2, 2, 0]), 2, r"without gaps, but it uses \[0, 2\]"),
+        (np.array([1, 2, 2, 1]), 2, r"from 0 .* uses \[1, 2\]"),
+        (np.array([-1, 0, 0, 1]), 2, r"uses \[-1, 0, 1\]"),
+        ([], 2, "assignment"),
+    ],
+)
+def test_what_is_no_assignment_is_refused(assignment, num_models, message):
+    with pytest.raises(ValueError, match=message):
+        merge_matrices(assignment, num_models)

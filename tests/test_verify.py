@@ -1,0 +1,202 @@
+"""Specs are verified: right ones pass, and every kind of mistake is found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.networks import (
+    FlattenNet,
+    dense_apply,
+    dense_params,
+    dense_spec,
+    flatten_spec,
+    images,
+    relative_error,
+    variables,
+)
+
+import zipjax
+from zipjax import Axis, Fixed, Perm, PermutationSpec, Product, SpecError
+
+WIDTHS = (3, 6, 6, 4)
+PARAMS = dense_params(WIDTHS, 0)
+SPEC = dense_spec(WIDTHS)
+X = images(8, (3,))
+H0, H1 = (Axis(perm, "out") for perm in ("h0", "h1"))
+READ_H0, READ_H1 = (Axis(perm, "in") for perm in ("h0", "h1"))
+
+
+def verify(axes, key, params=PARAMS, **options):
+    spec = PermutationSpec(axes, SPEC.perms)
+    return zipjax.verify_spec(dense_apply, params, spec, X, key=key, **options)
+
+
+def test_a_right_spec_passes_with_a_small_error(key):
+    assert 0 <= verify(SPEC.axes, key, trials=5) < 1e-6
+
+
+def test_compounds_pass(key):
+    net = FlattenNet()
+    params = variables(net, (4, 6, 3), 1)
+    x = images(4, (4, 6, 3))
+    assert zipjax.verify_spec(net.apply, params, flatten_spec(6), x, key=key) < 1e-6
+
+
+MUTATIONS = {
+    "a bias left out": {"layers/0/b": (None,)},
+    "a produced axis left out": {"layers/0/w": (None, None)},
+    "perms exchanged": {"layers/0/b": (H1,), "layers/1/b": (H0,)},
+    "perms exchanged in a kernel": {
+        "layers/1/w": (READ_H1, H0),
+        "layers/2/w": (READ_H0, None),
+    },
+    "axes transposed": {"layers/1/w": (H1, READ_H0)},
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_wrong_entries_are_found(name, key):
+    with pytest.raises(
+        SpecError, match=r"changes the outputs by .*\(tolerance 1e-05\)"
+    ):
+        verify({**SPEC.axes, **MUTATIONS[name]}, key)
+
+
+def test_outputs_that_are_permuted_are_found(key):
+    # The outputs are given a perm, which something must consume.
+    axes = {
+        **SPEC.axes,
+        "layers/2/w": (READ_H1, Axis("y", "out")),
+        "layers/2/b": (Axis("y", "in"),),
+    }
+    spec = PermutationSpec(axes, {**SPEC.perms, "y": Perm(4)})
+    with pytest.raises(SpecError, match="changes the outputs by"):
+        zipjax.verify_spec(dense_apply, PARAMS, spec, X, key=key)
+
+
+def test_the_wrong_order_in_a_product_is_found(key):
+    net = FlattenNet()
+    params, x = variables(net, (4, 6, 3), 1), images(4, (4, 6, 3))
+    right = flatten_spec(6)
+    flat = Product((Axis("conv", "in"), Fixed(6)))
+    axes = {**right.axes, "params/hidden/kernel": (flat, Axis("hidden", "out"))}
+    spec = PermutationSpec(axes, right.perms)
+    with pytest.raises(SpecError, match="changes the outputs by"):
+        zipjax.verify_spec(net.apply, params, spec, x, key=key)
+
+
+@pytest.mark.parametrize("perms", [{"h0": 7}, {"h1": 5}, {"h0": 5, "h1": 7}])
+def test_wrong_sizes_are_found(perms, key):
+    with pytest.raises(ValueError, match="of other widths"):
+        zipjax.verify_spec(dense_apply, PARAMS, SPEC.resize(perms), X, key=key)
+
+
+def constant(params, value):
+    return jax.tree.map(lambda x: jnp.full_like(x, value), params)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_constant_parameters_verify_nothing(value, key):
+    with pytest.raises(SpecError, match=r"'h0' moves none .*Randomise"):
+        verify(SPEC.axes, key, constant(PARAMS, value))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_verify_nothing(value, key):
+    with pytest.raises(SpecError, match="not finite"):
+        verify(SPEC.axes, key, constant(PARAMS, value))
+
+
+def test_the_tolerance_decides(key):
+    spec = PermutationSpec({**SPEC.axes, "layers/0/b": (None,)}, SPEC.perms)
+    arguments = (dense_apply, PARAMS, spec, X)
+    error = zipjax.verify_spec(*arguments, key=key, tolerance=10)
+    assert error > 1e-3
+    with pytest.raises(SpecError, match=r"tolerance 0\.001"):
+        zipjax.verify_spec(*arguments, key=key, tolerance=1e-3)
+
+
+def test_at_least_one_trial(key):
+    with pytest.raises(ValueError, match="trials = 0"):
+        verify(SPEC.axes, key, trials=0)
+
+
+def test_outputs_may_be_a_pytree(key):
+    def apply_fn(params, x):
+        return {"y": dense_apply(params, x), "x": x}
+
+    assert zipjax.verify_spec(apply_fn, PARAMS, SPEC, X, key=key) < 1e-6
+
+
+def test_permute_params_moves_units_as_numpy_does():
+    order = {"h0": np.array([2, 0, 1, 5, 4, 3])}
+    found = zipjax.permute_params(PARAMS, SPEC, order)["layers"]
+    before = PARAMS["layers"]
+    np.testing.assert_array_equal(found[0]["w"], before[0]["w"][:, order["h0"]])
+    np.testing.assert_array_equal(found[0]["b"], before[0]["b"][order["h0"]])
+    np.testing.assert_array_equal(found[1]["w"], before[1]["w"][order["h0"]])
+    for name in ("w", "b"):
+        np.testing.assert_array_equal(found[2][name], before[2][name])
+
+
+def test_random_permutations_are_permutations_and_differ_by_key():
+    draws = [zipjax.random_permutations(SPEC, jax.random.key(k)) for k in range(3)]
+    for draw in draws:
+        assert list(draw) == ["h0", "h1"]
+        assert all(sorted(indices) == list(range(6)) for indices in draw.values())
+    assert len({tuple(draw["h0"]) for draw in draws}) == 3
+    assert tuple(draws[0]["h0"]) != tuple(draws[0]["h1"])
+
+
+# A role does not show in permutations, where U = M^T. It does in a zip: a unit and its
+# double within one model are averaged where they are produced and added up where they
+# are consumed.
+
+
+def with_doubles(params):
+    """The same function with every hidden unit twice, at half the output weights."""
+    first, second, head = params["layers"]
+    k = np.repeat(np.arange(6), 2)
+    return {
+        "layers": [
+            {"w": first["w"][:, k], "b": first["b"][k]},
+            {"w": second["w"][k][:, k] / 2, "b": second["b"][k]},
+            {"w": head["w"][k] / 2, "b": head["b"]},
+        ]
+    }
+
+
+def zipped_with_its_double(axes):
+    wide = PermutationSpec(axes, {"h0": Perm(12), "h1": Perm(12)})
+    model = with_doubles(PARAMS)
+    assignment = np.tile(np.repeat(np.arange(6), 2), 2)
+    merged = zipjax.merge_units(
+        [model] * 2, wide, dict.fromkeys(wide.perms, assignment)
+    )
+    return zipjax.apply(dense_apply, merged, X)
+
+
+def test_a_zip_of_doubles_keeps_the_function():
+    expected = dense_apply(PARAMS, X)
+    assert relative_error(dense_apply(with_doubles(PARAMS), X), expected) < 1e-6
+    assert relative_error(zipped_with_its_double(SPEC.axes), expected) < 1e-6
+
+
+@pytest.mark.parametrize("path", ["layers/0/b", "layers/1/b"])
+def test_a_flipped_role_shows_in_a_zip(path, key):
+    flipped = {**SPEC.axes, path: (Axis(SPEC.axes[path][0].perm, "in"),)}
+    assert verify(flipped, key) < 1e-6
+    expected = dense_apply(PARAMS, X)
+    assert relative_error(zipped_with_its_double(flipped), expected) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("path", "entries", "message"),
+    [
+        ("layers/2/w", (H1, None), r"consumed by \[\]"),
+        ("layers/1/w", (H0, H1), r"consumed by \[\]"),
+    ],
+)
+def test_a_flipped_role_that_leaves_a_perm_without_a_reader(path, entries, message):
+    with pytest.raises(ValueError, match=message):
+        PermutationSpec({**SPEC.axes, path: entries}, SPEC.perms)
