@@ -60,6 +60,27 @@ def test_taps_equal_those_of_the_declared_spec(name: str) -> None:
     }
 
 
+FULL = {
+    # Three streams, nine blocks; with groups, groups and units in a group of each.
+    "batch": (convnets.ResNet(convnets.batch_norm), 12),
+    "group": (convnets.ResNet(convnets.eight_groups, width=16), 24),
+    # The stream is pad + (pad + C + pad) + pad.
+    "padded": (convnets.ResNet(convnets.batch_norm, padded=True), 14),
+    # Channels of the first stage are groups of 2 in groups of 4 in groups of 8, so
+    # 2 x 2 x 2 x 2; the paddings are 2 x 4 and 2 x 8, twice each; nine blocks of 2.
+    "group-padded": (convnets.ResNet(convnets.eight_groups, width=16, padded=True), 30),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_perms_of_resnet_20(name: str) -> None:
+    model, perms = FULL[name]
+    x = normal(1, 16, 16, 3)
+    spec = infer_spec(model.apply, _shapes(model, x), x)
+    assert len(spec.perms) == perms
+    assert spec.layers == 20
+
+
 def _units(tap: taps.Tap) -> tuple:
     """Returns a tap without roles, which have no meaning in an activation."""
     names = [entry.perm if isinstance(entry, Axis) else None for entry in tap.entries]
@@ -137,8 +158,9 @@ def test_units_belong_to_their_expert() -> None:
     case = sequences.CASES["experts"]()
     spec = infer_spec(case.apply_fn, case.params, *case.inputs)
     assert spec.perms["params/up"].groups == ("params/router",)
-    roles = [spec.axes[f"params/{name}"][0].role for name in ("up", "down")]
-    assert roles == ["in", "in"]  # The router produces the experts' weights.
+    # The last product sums over experts and their units at once.
+    assert spec.axes["params/up"][0].role == "out"
+    assert [axis.role for axis in spec.axes["params/down"][:2]] == ["in", "in"]
 
 
 def test_notes_travel_and_do_not_tell_specs_apart() -> None:

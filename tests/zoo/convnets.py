@@ -14,6 +14,7 @@ Norm = Callable[..., Callable[[jax.Array], jax.Array]]
 
 batch_norm = functools.partial(nn.BatchNorm, use_running_average=True)
 group_norm = functools.partial(nn.GroupNorm, num_groups=4)
+eight_groups = functools.partial(nn.GroupNorm, num_groups=8)
 pairs_norm = functools.partial(nn.GroupNorm, num_groups=None, group_size=2)
 
 
@@ -46,9 +47,10 @@ class VGG(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three stages of three blocks, as ResNet-20."""
+    """Three stages of three blocks, as ResNet-20, or of fewer."""
 
     norm: Norm
+    blocks: int = 3
     width: int = 8
     padded: bool = False
     preactivated: bool = False
@@ -60,7 +62,7 @@ class ResNet(nn.Module):
             x = nn.relu(self.norm()(x))
         for stage in range(3):
             features = self.width * 2**stage
-            for number in range(3):
+            for number in range(self.blocks):
                 stride = 2 if number == 0 and stage > 0 else 1
                 block = self._preactivated if self.preactivated else self._block
                 x = block(x, features, stride)
@@ -216,22 +218,20 @@ CASES: dict[str, Callable[[], Case]] = {
     "mlp": _case(MLP((7, 9, 3)), 2, (4, 5)),
     # Two convolutions, two hidden layers; the flattened axis is (h, w, c).
     "vgg": _case(VGG(), 4, (2, 8, 8, 3)),
-    # Three streams, nine blocks.
-    "resnet-batch": _case(ResNet(batch_norm), 12),
-    "resnet-layer": _case(ResNet(nn.LayerNorm), 12),
-    "resnet-none": _case(ResNet(no_norm), 12),
-    # The same 12, each of them groups of units.
-    "resnet-group": _case(ResNet(group_norm), 24),
-    # With 8 groups: of the last stream (8, 2) channels of the first stage are groups
-    # of 2 in groups of 4 in groups of 8, so 2 x 2 x 2 x 2; its paddings are 2 x 4 and
-    # 2 x 8, twice each; and 9 blocks of 2.
+    # Three streams, and a perm a block.
+    "resnet-batch": _case(ResNet(batch_norm, blocks=2), 9),
+    "resnet-layer": _case(ResNet(nn.LayerNorm, blocks=1), 6),
+    "resnet-none": _case(ResNet(no_norm, blocks=1), 6),
+    # The same six, each of them groups of units.
+    "resnet-group": _case(ResNet(group_norm, blocks=1), 12),
+    # Three blocks of two; for the stream see the test of ResNet-20.
     "resnet-group-padded": _case(
-        ResNet(functools.partial(nn.GroupNorm, num_groups=8), width=16, padded=True), 30
+        ResNet(eight_groups, blocks=1, width=16, padded=True), 18
     ),
-    # The streams are pad + (pad + C + pad) + pad: five parts, and nine blocks.
-    "resnet-batch-padded": _case(ResNet(batch_norm, padded=True), 14),
-    "resnet-none-padded": _case(ResNet(no_norm, padded=True), 14),
-    "resnet-preactivated": _case(ResNet(batch_norm, preactivated=True), 12),
+    # The streams are pad + (pad + C + pad) + pad: five parts, and three blocks.
+    "resnet-batch-padded": _case(ResNet(batch_norm, blocks=1, padded=True), 8),
+    "resnet-none-padded": _case(ResNet(no_norm, blocks=1, padded=True), 8),
+    "resnet-preactivated": _case(ResNet(batch_norm, blocks=1, preactivated=True), 6),
     # A stream; for each block the groups, the inputs and the outputs of a group.
     "resnext": _case(ResNeXt(), 7),
     # The first convolution and three layers.
