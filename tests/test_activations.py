@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import zipjax
 from tests.networks import (
     FlattenNet,
     dense_apply,
@@ -14,8 +16,6 @@ from tests.networks import (
     relative_error,
     variables,
 )
-
-import zipjax
 from zipjax.models import resnet
 
 WIDTHS = (3, 5, 4, 2)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import zipjax
 from tests.networks import (
     FlattenNet,
     dense_apply,
@@ -16,8 +18,6 @@ from tests.networks import (
     relative_error,
     variables,
 )
-
-import zipjax
 from zipjax.models import resnet
 from zipjax.trees import path_leaves
 

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
+
+import zipjax
 from tests.networks import (
     FlattenNet,
     dense_apply,
@@ -21,9 +24,6 @@ from tests.networks import (
     images,
     variables,
 )
-from orbax.checkpoint import v1 as ocp
-
-import zipjax
 from zipjax.trees import path_leaves
 
 NET = FlattenNet()

@@ -7,9 +7,9 @@ import re
 import jax
 import numpy as np
 import pytest
-from tests.networks import first_models, relative_error
 
 import zipjax
+from tests.networks import first_models, relative_error
 from zipjax.models import resnet
 from zipjax.trees import nested, path_leaves
 

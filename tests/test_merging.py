@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import zipjax
 from tests.networks import (
     FlattenNet,
     collect,
@@ -19,8 +21,6 @@ from tests.networks import (
     relative_error,
     variables,
 )
-
-import zipjax
 from zipjax.models import mlp, resnet
 from zipjax.trees import path_leaves
 from zipjax.weights import merge_all
@@ -407,3 +407,22 @@ def test_widths_of_perms_that_are_not_zipped_are_refused(four):
     recipe = zipjax.zipit(num_units={"h1": 7})
     with pytest.raises(ValueError, match=r"unexpected \['h1'\].*zipped perms are"):
         zipjax.merge(MODELS, SPEC, recipe, moments=four.moments, stop_at="h0")
+
+
+def test_perms_nested_in_groups_are_not_matched_unit_by_unit(four):
+    grouped = zipjax.PermutationSpec(
+        SPEC.axes, {"h0": zipjax.Perm(6), "h1": zipjax.Perm(5, ("h0",))}
+    )
+    with pytest.raises(ValueError, match=r"perms \['h1'\] are nested in groups"):
+        zipjax.merge(MODELS, grouped, zipjax.zipit(), moments=four.moments)
+    # Before them, units are matched as ever; averaging matches nothing.
+    moments = first_models(four.moments, SPEC, 4)
+    merged = zipjax.merge(MODELS, grouped, zipjax.zipit(), moments=moments, stop_at=1)
+    expected = zipjax.merge(MODELS, SPEC, zipjax.zipit(), moments=moments, stop_at=1)
+    same_leaves(merged.trunk, expected.trunk, exactly=True)
+    averaged = zipjax.merge(MODELS, grouped, zipjax.average())
+    same_leaves(
+        averaged.params(),
+        zipjax.merge(MODELS, SPEC, zipjax.average()).params(),
+        exactly=True,
+    )

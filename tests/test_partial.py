@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import zipjax
 from tests.networks import (
     dense_apply,
     dense_params,
@@ -16,8 +18,6 @@ from tests.networks import (
     relative_error,
     variables,
 )
-
-import zipjax
 from zipjax.models import resnet
 
 WIDTHS = (3, 6, 5, 4)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.networks import dense_apply, dense_params, images
 
+from tests.networks import dense_apply, dense_params, images
 from zipjax.program import Derived, Literal, evaluate, trace
 
 TABLE = np.arange(4, dtype=np.float32)
@@ -167,10 +167,10 @@ def test_derived_values_replace_computed_ones_and_parameters():
 
 def test_programs_may_be_deeper_than_pythons_stack():
     def deep(params, x):
-        return functools.reduce(lambda y, _: y + params["w"][0], range(3000), x)
+        return functools.reduce(lambda y, _: y + params["w"][0], range(1200), x)
 
     (found,) = run(deep, PARAMS, X)
-    np.testing.assert_allclose(found, X + 3000 * PARAMS["w"][0], rtol=1e-3)
+    np.testing.assert_allclose(found, X + 1200 * PARAMS["w"][0], rtol=1e-3)
 
 
 def test_literals_evaluate_to_themselves():

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.networks import dense_params, dense_spec, flatten_spec
 
+from tests.networks import dense_params, dense_spec, flatten_spec
 from zipjax import Axis, Fixed, Perm, PermutationSpec, Product, Sum
 from zipjax.models import mlp, resnet
 

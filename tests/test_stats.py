@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.networks import relative_error
 
+from tests.networks import relative_error
 from zipjax import Moments
 
 # Compiling for new shapes takes time; the examples are the same in every run.

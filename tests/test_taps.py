@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from tests.networks import (
     FlattenNet,
     dense_apply,
@@ -16,7 +17,6 @@ from tests.networks import (
     relative_error,
     variables,
 )
-
 from zipjax import Axis, Perm, PermutationSpec, Sum
 from zipjax.activations import tapped_units
 from zipjax.program import trace

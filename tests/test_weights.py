@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.networks import relative_error
 from scipy.linalg import block_diag
 
+from tests.networks import relative_error
 from zipjax import Axis, Fixed, Product, Sum, merge_matrices
 from zipjax.matrices import model_matrices
 from zipjax.weights import merge_leaf, unmerge_leaf

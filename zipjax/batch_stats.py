@@ -93,7 +93,7 @@ def _heads(model: Any) -> list[PyTree]:
 def _replaced(model: Any, means: list[dict[str, np.ndarray]]) -> Any:
     """Returns the model with new statistics; a trunk's are the same for every head."""
 
-    def update(leaves: Leaves, new: Leaves) -> dict[str, Array]:
+    def update(leaves: Leaves, new: Leaves) -> dict[str, Any]:
         return {
             path: jnp.asarray(new[path], leaf.dtype) if path in new else leaf
             for path, leaf in leaves.items()

@@ -7,7 +7,7 @@ name is whole, whenever a run was killed.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,9 +58,12 @@ def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Merged:
             f"{os.fspath(path)!r} is a checkpoint of {metadata.get('format')!r}, not "
             f"of {_FORMAT!r}: it was not written by zipjax.save"
         )
-    spec = PermutationSpec.from_json(metadata["spec"])
-    trunk = tree.get("trunk", {})
-    heads = tuple(tree["heads"][str(k)] for k in range(metadata["heads"]))
+    try:
+        spec = PermutationSpec.from_json(metadata["spec"])
+        trunk = tree.get("trunk", {})
+        heads = tuple(tree["heads"][str(k)] for k in range(metadata["heads"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     leaves = {**trunk, **(heads[0] if heads else {})}
     template = nested(leaves) if like is None else like
     check_same_keys(
@@ -100,14 +103,21 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
         raise ValueError(f"there is no checkpoint at {str(target)!r}")
     try:
         metadata = ocp.metadata(str(target))
+        if metadata.metadata is None:
+            raise ValueError("its list of arrays cannot be read")
         # A target of numpy arrays restores on any number of devices.
         abstract = jax.tree_util.tree_map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata
         )
-        return ocp.load(str(target), abstract), cast(dict, metadata.custom_metadata)
+        extra: Any = metadata.custom_metadata or {}
+        return ocp.load(str(target), abstract), dict(extra)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        summary = str(error).splitlines()[0][:200] if str(error) else repr(error)
-        raise ValueError(
-            f"the checkpoint at {str(target)!r} is damaged or half written ({summary})."
-            " Nothing was changed; restore it from a copy or write it anew"
-        ) from error
+        raise _damaged(target, error) from error
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    summary = str(error).splitlines()[0][:200] if str(error) else repr(error)
+    return ValueError(
+        f"the checkpoint at {os.fspath(path)!r} is damaged or half written ({summary})."
+        " Nothing was changed; restore it from a copy or write it anew"
+    )

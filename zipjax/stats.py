@@ -110,8 +110,9 @@ class Moments:
         # Scaling by rows, then by columns: the product of two tiny deviations
         # underflows where the quotient does not.
         raw = self.covariance() * scale[:, None] * scale[None, :]
-        symmetric = (raw + raw.T) / 2
-        clipped = jnp.clip(symmetric, -1, 1)
+        # Symmetric to the last bit, however the products above are fused.
+        upper = jnp.triu(raw, 1)
+        clipped = jnp.clip(upper + upper.T, -1, 1)
         return jnp.where(jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.networks import images, variables
 
 import zipjax
+from tests.networks import images, variables
 from zipjax.models import mlp
 from zipjax.trees import path_leaves
 

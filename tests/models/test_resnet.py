@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.networks import images, variables
 
 import zipjax
+from tests.networks import images, variables
 from zipjax.models import resnet
 
 CASES = [(10, 1.0), (5, 0.25), (512, 2.0), (3, 0.5), (100, 8.0)]
