@@ -17,7 +17,7 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
-    merged, x = names["merged"], names["images"]
+    x = names["images"]
     restored = zipjax.load(tmp_path / "merged")
     again = zipjax.apply(names["net"].apply, restored, x)
     np.testing.assert_array_equal(names["outputs"], again)

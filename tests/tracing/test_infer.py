@@ -8,7 +8,6 @@ import pytest
 
 from tests.zoo import convnets, sequences, vits
 from tests.zoo.case import normal
-from zipjax import taps
 from zipjax.entries import Axis, Family, Fixed, Index, Product, Sum
 from zipjax.models import mlp, resnet
 from zipjax.program import trace
@@ -50,16 +49,6 @@ def test_equals_the_declared_spec_up_to_names(name: str) -> None:
     assert list(inferred.spans.values()) == list(declared.spans.values())
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_taps_equal_those_of_the_declared_spec(name: str) -> None:
-    model, declare, x = DECLARED[name]
-    spec, program = declare(model), trace(model.apply, _shapes(model, x), x)
-    found, expected = find_taps(program, spec), taps.find_taps(program, spec)
-    assert {k: _units(tap) for k, tap in found.items()} == {
-        k: _units(tap) for k, tap in expected.items()
-    }
-
-
 FULL = {
     # Three streams, nine blocks; with groups, groups and units in a group of each.
     "batch": (convnets.ResNet(convnets.batch_norm), 12),
@@ -79,12 +68,6 @@ def test_perms_of_resnet_20(name: str) -> None:
     spec = infer_spec(model.apply, _shapes(model, x), x)
     assert len(spec.perms) == perms
     assert spec.layers == 20
-
-
-def _units(tap: taps.Tap) -> tuple:
-    """Returns a tap without roles, which have no meaning in an activation."""
-    names = [entry.perm if isinstance(entry, Axis) else None for entry in tap.entries]
-    return tap.value, names
 
 
 def test_network_order_not_the_order_of_names() -> None:
