@@ -4,7 +4,7 @@ from zipjax.activations import collect_moments, source_of
 from zipjax.batch_stats import reset_batch_stats
 from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
-from zipjax.entries import Axis, Entry, Fixed, Product, Sum
+from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
 from zipjax.evaluation import Evaluation, evaluate
 from zipjax.matching import match_align, match_identity, match_zip
 from zipjax.matrices import merge_matrices
@@ -13,6 +13,7 @@ from zipjax.partial import Merged, apply, flops
 from zipjax.recipes import Recipe, average, permute, zipit
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
+from zipjax.tracing import infer_spec
 from zipjax.types import SpecError
 from zipjax.verify import permute_params, random_permutations, verify_spec
 
@@ -21,7 +22,9 @@ __all__ = [
     "Cut",
     "Entry",
     "Evaluation",
+    "Family",
     "Fixed",
+    "Index",
     "Merged",
     "Moments",
     "Perm",
@@ -35,6 +38,7 @@ __all__ = [
     "collect_moments",
     "evaluate",
     "flops",
+    "infer_spec",
     "load",
     "match",
     "match_align",

@@ -14,7 +14,7 @@ from zipjax.compounds import unit_views
 from zipjax.program import evaluate, trace
 from zipjax.spec import PermutationSpec
 from zipjax.stats import Moments
-from zipjax.taps import find_taps
+from zipjax.tracing.taps import find_taps
 from zipjax.trees import check_models, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
 
