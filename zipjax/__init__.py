@@ -4,7 +4,7 @@ from zipjax.activations import collect_moments, source_of
 from zipjax.batch_stats import reset_batch_stats
 from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
-from zipjax.entries import Axis, Entry, Fixed, Product, Sum
+from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
 from zipjax.evaluation import Evaluation, evaluate
 from zipjax.matching import match_align, match_identity, match_zip
 from zipjax.matrices import merge_matrices
@@ -22,7 +22,9 @@ __all__ = [
     "Cut",
     "Entry",
     "Evaluation",
+    "Family",
     "Fixed",
+    "Index",
     "Merged",
     "Moments",
     "Perm",

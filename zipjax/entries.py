@@ -105,6 +105,33 @@ def leaf_indices(entry: Entry) -> Iterator[Index]:
                 yield from leaf_indices(child)
 
 
+def leaf_name(entry: Entry) -> str | None:
+    """Returns the perm or the index that a leaf belongs to."""
+    match entry:
+        case Axis():
+            return entry.perm
+        case Index():
+            return entry.name
+    return None
+
+
+def leaf_blocks(entries: Entries) -> Iterator[Entries]:
+    """Yields the leaves of an array's axes, for every block between its sums."""
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Sum):
+            for k, part in enumerate(entry.parts):
+                inside = [select_member(other, number, k) for other in entries]
+                inside[number] = part
+                yield from leaf_blocks(tuple(inside))
+            return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Product):
+            opened = (*entries[:number], *entry.factors, *entries[number + 1 :])
+            yield from leaf_blocks(opened)
+            return
+    yield entries
+
+
 def select_member(entry: Entry, index: int, part: int) -> Entry:
     """Returns an entry within one part of axis number ``index``."""
     match entry:

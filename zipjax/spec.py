@@ -21,7 +21,9 @@ from zipjax.entries import (
     encode,
     entry_size,
     leaf_axes,
+    leaf_blocks,
     leaf_indices,
+    leaf_name,
 )
 from zipjax.notes import Notes, explain
 from zipjax.trees import check_same_keys, path_leaves
@@ -71,6 +73,7 @@ class PermutationSpec:
         object.__setattr__(self, "axes", MappingProxyType(axes))
         object.__setattr__(self, "perms", MappingProxyType(dict(self.perms)))
         self._check_perms()
+        self._check_groups()
         object.__setattr__(self, "depths", MappingProxyType(dict(self.depths)))
         spans = self.spans
         ordered = sorted(spans, key=lambda name: spans[name][1])
@@ -276,6 +279,19 @@ class PermutationSpec:
                     f"perm {name!r} has size {perm.size} and groups {perm.groups}: "
                     f"sizes start at 1, groups are among {sorted(enclosing)}"
                 )
+
+    def _check_groups(self) -> None:
+        for path, entries in self.axes.items():
+            for block in leaf_blocks(entries):
+                names = {name for name in map(leaf_name, block) if name is not None}
+                for perm in names & set(self.perms):
+                    missing = set(self.perms[perm].groups) - names
+                    if missing:
+                        raise ValueError(
+                            f"parameter {path!r} has units of perm {perm!r} without "
+                            f"its groups {sorted(missing)}: where groups are not told "
+                            "apart, their units have one order"
+                        )
 
     def _check_shape(self, path: str, shape: Shape) -> None:
         entries = self.axes[path]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax.compounds import map_leaf_axes
-from zipjax.entries import Axis, Entries, Entry, Index
+from zipjax.entries import Axis, Entries, Entry, leaf_name
 from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
@@ -50,7 +50,7 @@ def permute_params(
         return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
 
     def reorder(array: Array, entries: Entries) -> Array:
-        places = {_name(entry): k for k, entry in enumerate(entries)}
+        places = {leaf_name(entry): k for k, entry in enumerate(entries)}
         # The units of a group are reordered before the group itself is.
         for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
             if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
@@ -111,15 +111,6 @@ def verify_spec(
         if not worst <= tolerance:
             raise SpecError(_diagnosis(worst, tolerance))
     return worst
-
-
-def _name(entry: Entry) -> str | None:
-    match entry:
-        case Axis():
-            return entry.perm
-        case Index():
-            return entry.name
-    return None
 
 
 def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray, "..."]:
