@@ -1,50 +1,125 @@
-"""ResNet-20 for small images (He et al. 2016), as in the code of ZipIt! and MuDSC.
+"""Residual networks (He et al. 2016): ResNet-20 for small images, and ImageNet's.
 
-Its shortcuts between stages are 3x3 convolutions with BatchNorm.
+ResNet-20 is that of the code of ZipIt! and MuDSC: its shortcuts between stages are 3x3
+convolutions. ResNet-18, -26 and -50 are those of torchvision and timm: 1x1 shortcuts,
+and the stride of a bottleneck in its 3x3 convolution. All of them have BatchNorm or,
+as MuDSC's ResNets with group structure, GroupNorm (Wu and He 2018), whose layers keep
+the names of BatchNorm as they do in timm.
 """
 
-import functools
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zipjax.entries import Axis, Entries
-from zipjax.spec import Perm, PermutationSpec
+from zipjax.entries import Entry
+from zipjax.models._declare import Declaration
+from zipjax.models._layers import conv, norm
+from zipjax.spec import PermutationSpec
 from zipjax.types import AnyArray
 
-# PyTorch's padding: "SAME" would pad strided convolutions on the other side.
-_conv3x3 = functools.partial(
-    nn.Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False
-)
+
+class Convolution(NamedTuple):
+    """A square convolution: number of output channels, side of the kernel, stride."""
+
+    features: int
+    size: int
+    stride: int = 1
+
+
+Body = Callable[[int, int], tuple[Convolution, ...]]
+"""The convolutions of a block, from its features and its stride."""
+
+
+def basic(features: int, stride: int) -> tuple[Convolution, ...]:
+    """Two 3x3 convolutions."""
+    return Convolution(features, 3, stride), Convolution(features, 3)
+
+
+def bottleneck(features: int, stride: int) -> tuple[Convolution, ...]:
+    """A 3x3 convolution between 1x1 convolutions; four times the features come out."""
+    middle = Convolution(features, 3, stride)
+    return Convolution(features, 1), middle, Convolution(4 * features, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one residual block is made of.
+
+    Attributes:
+      name: the block's name, "layer<stage>_<block>" as in PyTorch.
+      stage: number of its stage, from 1.
+      body: its convolutions.
+      shortcut: the convolution beside them, if there is one.
+      pool: side and stride of the average pooling before the shortcut's convolution.
+    """
+
+    name: str
+    stage: int
+    body: tuple[Convolution, ...]
+    shortcut: Convolution | None
+    pool: int = 1
+
+
+def _plans(
+    features: Sequence[int], depths: Sequence[int], body: Body, shortcut: int
+) -> list[Plan]:
+    """Plans stages that halve the image, with shortcuts of one size where they must."""
+    plans, channels = [], features[0]
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            stride = 2 if stage > 0 and block == 0 else 1
+            convolutions = body(features[stage], stride)
+            changed = stride > 1 or convolutions[-1].features != channels
+            channels = convolutions[-1].features
+            beside = Convolution(channels, shortcut, stride) if changed else None
+            plans.append(
+                Plan(f"layer{stage + 1}_{block}", stage + 1, convolutions, beside)
+            )
+    return plans
+
+
+def _chain(
+    x: Float[AnyArray, "batch height width in"],
+    convolutions: Sequence[Convolution],
+    groups: int | None,
+    train: bool,
+) -> Float[Array, "batch height2 width2 out"]:
+    """Applies convolutions with their norms and ReLU between them, not behind."""
+    for number, (features, size, stride) in enumerate(convolutions, 1):
+        x = nn.relu(x) if number > 1 else x
+        x = conv(features, size, stride=stride, name=f"conv{number}")(x)
+        x = norm(groups, train=train, name=f"bn{number}")(x)
+    return jnp.asarray(x)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a residual sum.
+    """Convolutions, a shortcut and the residual sum.
 
     Attributes:
-      features: number of output channels.
-      stride: stride of the first convolution and of the shortcut.
-      shortcut: whether the shortcut is a convolution; else it is the identity.
+      plan: the block's convolutions.
+      groups: number of groups of GroupNorm; None for BatchNorm.
     """
 
-    features: int
-    stride: int
-    shortcut: bool
+    plan: Plan
+    groups: int | None
 
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "batch height width in"], train: bool
-    ) -> Float[Array, "batch height2 width2 features"]:
+    ) -> Float[Array, "batch height2 width2 out"]:
         """Returns the block's output after its ReLU."""
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train)
-        stride = (self.stride, self.stride)
-        y = _conv3x3(self.features, strides=stride, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y))
-        y = norm(name="bn2")(_conv3x3(self.features, name="conv2")(y))
-        if self.shortcut:
-            x = _conv3x3(self.features, strides=stride, name="shortcut_conv")(x)
-            x = norm(name="shortcut_bn")(x)
+        y = _chain(x, self.plan.body, self.groups, train)
+        if self.plan.shortcut is not None:
+            features, size, stride = self.plan.shortcut
+            if self.plan.pool > 1:
+                pool = (self.plan.pool, self.plan.pool)
+                x = nn.avg_pool(x, pool, pool, "SAME", count_include_pad=False)
+            x = conv(features, size, stride=stride, name="shortcut_conv")(x)
+            x = norm(self.groups, train=train, name="shortcut_bn")(x)
         return nn.relu(x + y)
 
 
@@ -54,66 +129,163 @@ class ResNet20(nn.Module):
     Attributes:
       outputs: number of outputs.
       width: multiplies the stages' 16, 32 and 64 channels.
+      groups: number of groups of GroupNorm; None for BatchNorm.
     """
 
     outputs: int
     width: float = 1.0
+    groups: int | None = None
 
     @property
     def features(self) -> tuple[int, ...]:
         """Channels of the three stages."""
         return tuple(int(self.width * base) for base in (16, 32, 64))
 
+    @property
+    def stem(self) -> tuple[Convolution, ...]:
+        """The convolution before the blocks."""
+        return (Convolution(self.features[0], 3),)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The blocks."""
+        return _plans(self.features, (3, 3, 3), basic, shortcut=3)
+
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
         """Returns the outputs; ``train`` uses the statistics of the batch."""
-        x = _conv3x3(self.features[0], name="conv1")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="bn1")(x))
-        for name, stage, block in _blocks():
-            first = block == 0 and stage > 0
-            x = Block(self.features[stage], 2 if first else 1, first, name=name)(
-                x, train
-            )
+        x = nn.relu(_chain(x, self.stem, self.groups, train))
+        for plan in self.plans:
+            x = Block(plan, self.groups, name=plan.name)(x, train)
         return nn.Dense(self.outputs, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
-def spec(model: ResNet20) -> PermutationSpec:
-    """Declares the permutation spec: 12 perms.
+class ResNet(nn.Module):
+    """Four stages of blocks behind a stem that shrinks the image to a quarter.
 
-    One residual stream a stage, which the stage's blocks all write to, and one perm
-    inside every block.
+    Attributes:
+      outputs: number of outputs.
+      depths: number of blocks of every stage.
+      body: ``basic`` or ``bottleneck``.
+      width: multiplies the stages' 64, 128, 256 and 512 channels.
+      groups: number of groups of GroupNorm; None for BatchNorm.
+      deep: whether to have what the letter "d" stands for in timm's names (He et al.
+        2019): three 3x3 convolutions in the stem instead of one of 7x7, and average
+        pooling before a shortcut instead of its stride.
     """
-    axes: dict[str, Entries] = {}
-    perms: dict[str, Perm] = {}
-    _declare_conv(axes, "conv1", "bn1", None, "stage1")
-    for name, stage, block in _blocks():
-        stream = f"stage{stage + 1}"
-        first = block == 0 and stage > 0
-        source = f"stage{stage}" if first else stream
-        perms[stream] = perms[name] = Perm(model.features[stage])
-        _declare_conv(axes, f"{name}/conv1", f"{name}/bn1", source, name)
-        _declare_conv(axes, f"{name}/conv2", f"{name}/bn2", name, stream)
-        if first:
-            shortcut, norm = f"{name}/shortcut_conv", f"{name}/shortcut_bn"
-            _declare_conv(axes, shortcut, norm, source, stream)
-    axes["params/linear/kernel"] = (Axis("stage3", "in"), None)
-    axes["params/linear/bias"] = (None,)
-    return PermutationSpec(axes, perms)
+
+    outputs: int
+    depths: tuple[int, ...]
+    body: Body = bottleneck
+    width: float = 1.0
+    groups: int | None = None
+    deep: bool = False
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Channels of the stages, four times as many between bottlenecks."""
+        return tuple(int(self.width * base) for base in (64, 128, 256, 512))
+
+    @property
+    def stem(self) -> tuple[Convolution, ...]:
+        """The convolutions before the blocks."""
+        last = self.features[0]
+        if not self.deep:
+            return (Convolution(last, 7, 2),)
+        half = last // 2
+        return Convolution(half, 3, 2), Convolution(half, 3), Convolution(last, 3)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The blocks."""
+        plans = _plans(self.features, self.depths, self.body, shortcut=1)
+        return [_pooled(plan) for plan in plans] if self.deep else plans
+
+    @nn.compact
+    def __call__(
+        self, x: Float[AnyArray, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Returns the outputs; ``train`` uses the statistics of the batch."""
+        x = nn.relu(_chain(x, self.stem, self.groups, train))
+        padding: Any = ((1, 1), (1, 1))  # Flax declares a str, but takes pairs too.
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
+        for plan in self.plans:
+            x = Block(plan, self.groups, name=plan.name)(x, train)
+        return nn.Dense(self.outputs, name="fc")(jnp.mean(x, axis=(1, 2)))
 
 
-def _blocks() -> list[tuple[str, int, int]]:
-    """Names, stages and numbers of the blocks, from 0."""
-    return [(f"layer{s + 1}_{b}", s, b) for s in range(3) for b in range(3)]
+def _pooled(plan: Plan) -> Plan:
+    if plan.shortcut is None:
+        return plan
+    shortcut = plan.shortcut._replace(stride=1)
+    return dataclasses.replace(plan, shortcut=shortcut, pool=plan.shortcut.stride)
 
 
-def _declare_conv(
-    axes: dict[str, Entries], conv: str, norm: str, source: str | None, perm: str
+def resnet18(
+    outputs: int = 1000, *, width: float = 1.0, groups: int | None = None
+) -> ResNet:
+    """Makes torchvision's ResNet-18."""
+    return ResNet(outputs, (2, 2, 2, 2), basic, width, groups)
+
+
+def resnet26(
+    outputs: int = 1000,
+    *,
+    width: float = 1.0,
+    groups: int | None = None,
+    deep: bool = False,
+) -> ResNet:
+    """Makes timm's ResNet-26, or with ``deep`` its ResNet-26d."""
+    return ResNet(outputs, (2, 2, 2, 2), bottleneck, width, groups, deep)
+
+
+def resnet50(
+    outputs: int = 1000, *, width: float = 1.0, groups: int | None = None
+) -> ResNet:
+    """Makes ResNet-50 (v1.5); ResNet-50-GN has 32 groups."""
+    return ResNet(outputs, (3, 4, 6, 3), bottleneck, width, groups)
+
+
+def spec(model: ResNet20 | ResNet) -> PermutationSpec:
+    """Declares the permutation spec.
+
+    Every stage has one residual stream, to which its blocks write; every block has the
+    perms between its own convolutions. The stem writes to the first stream, or, where
+    the first block has a convolution as its shortcut, has a perm of its own. Thus
+    ResNet-20 has 12 perms, twice as many with GroupNorm.
+    """
+    net = Declaration(groups=model.groups)
+    opened = model.plans[0].shortcut is not None
+    stream = net.channels("stem" if opened else "stage1", model.stem[-1].features)
+    _declare_chain(net, "", model.stem, None, stream)
+    for plan in model.plans:
+        before = stream
+        if plan.shortcut is not None:
+            stream = net.channels(f"stage{plan.stage}", plan.shortcut.features)
+        _declare_chain(net, f"{plan.name}/", plan.body, before, stream)
+        if plan.shortcut is not None:
+            net.conv(f"{plan.name}/shortcut_conv", before, stream)
+            net.norm(f"{plan.name}/shortcut_bn", stream)
+    net.dense("linear" if isinstance(model, ResNet20) else "fc", stream, None)
+    return net.spec()
+
+
+def _declare_chain(
+    net: Declaration,
+    path: str,
+    convolutions: Sequence[Convolution],
+    reads: Entry,
+    writes: Entry,
 ) -> None:
-    consumed = None if source is None else Axis(source, "in")
-    axes[f"params/{conv}/kernel"] = (None, None, consumed, Axis(perm, "out"))
-    for leaf in ("params/{}/scale", "params/{}/bias"):
-        axes[leaf.format(norm)] = (Axis(perm, "out"),)
-    for leaf in ("batch_stats/{}/mean", "batch_stats/{}/var"):
-        axes[leaf.format(norm)] = (Axis(perm, "out"),)
+    """Declares convolutions with their norms, and a perm between each two of them."""
+    for number, convolution in enumerate(convolutions, 1):
+        units = writes
+        if number < len(convolutions):
+            alone = len(convolutions) == 2
+            name = path.removesuffix("/") if alone else f"{path}conv{number}"
+            units = net.channels(name, convolution.features)
+        net.conv(f"{path}conv{number}", reads, units)
+        net.norm(f"{path}bn{number}", units)
+        reads = units

@@ -1,0 +1,85 @@
+"""Layers that several networks share, with PyTorch's paddings and epsilons."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zipjax.types import AnyArray
+
+
+def conv(
+    features: int, size: int, *, stride: int = 1, bias: bool = False, name: str
+) -> nn.Conv:
+    """Makes a square convolution of odd size.
+
+    PyTorch's padding: "SAME" would pad strided convolutions on the other side.
+    """
+    side = (size // 2, size // 2)
+    return nn.Conv(
+        features,
+        kernel_size=(size, size),
+        strides=(stride, stride),
+        padding=(side, side),
+        use_bias=bias,
+        name=name,
+    )
+
+
+def norm(
+    groups: int | None, *, train: bool, name: str
+) -> Callable[[Float[AnyArray, "*batch units"]], Float[Array, "*batch units"]]:
+    """Makes a GroupNorm of so many groups, or for None a BatchNorm."""
+    if groups is None:
+        return nn.BatchNorm(use_running_average=not train, epsilon=1e-5, name=name)
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-5, name=name)
+
+
+def attention(
+    x: Float[AnyArray, "*batch tokens features"],
+    heads: int,
+    bias: Float[AnyArray, "..."] | float = 0.0,
+) -> Float[Array, "*batch tokens features"]:
+    """Self-attention with Q, K and V from one Dense layer, as in timm.
+
+    To be called from a compact method, whose module gets the layers ``qkv`` and
+    ``proj``.
+
+    Args:
+      x: tokens.
+      heads: number of heads.
+      bias: added to the logits ``[*batch, heads, tokens, tokens]``.
+
+    Returns:
+      The projected mixture of values.
+    """
+    features = x.shape[-1]
+    if features % heads:
+        raise ValueError(f"{features} features do not divide into {heads} heads")
+    fused = nn.Dense(3 * features, name="qkv")(x)
+    fused = fused.reshape(*x.shape[:-1], 3, heads, features // heads)
+    q, k, v = jnp.moveaxis(fused, -3, 0)
+    logits = jnp.einsum("...qhd,...khd->...hqk", q, k) * (features // heads) ** -0.5
+    weights = jax.nn.softmax(logits + bias)
+    mixed = jnp.einsum("...hqk,...khd->...qhd", weights, v)
+    return nn.Dense(features, name="proj")(mixed.reshape(x.shape))
+
+
+class FeedForward(nn.Module):
+    """The two Dense layers of a transformer block, with the exact GELU.
+
+    Attributes:
+      hidden: width of the hidden layer.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[AnyArray, "*batch features"]
+    ) -> Float[Array, "*batch features"]:
+        """Returns as many features as it was given."""
+        hidden = nn.gelu(nn.Dense(self.hidden, name="fc1")(x), approximate=False)
+        return nn.Dense(x.shape[-1], name="fc2")(hidden)

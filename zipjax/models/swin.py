@@ -1,0 +1,230 @@
+"""Swin transformer (Liu et al. 2021), as in timm.
+
+Attention in windows that every second block shifts, with a table of biases for the
+relative positions within a window; between stages patches are merged four to one.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from zipjax.entries import Fixed, Product
+from zipjax.models._declare import Declaration
+from zipjax.models._layers import FeedForward, attention
+from zipjax.spec import PermutationSpec
+from zipjax.types import AnyArray
+
+_EPSILON = 1e-5
+_OUT_OF_REGION = -100.0
+
+
+class WindowAttention(nn.Module):
+    """Self-attention in windows of an image.
+
+    Attributes:
+      heads: number of heads.
+      window: side of the windows.
+      shift: by how much the windows are moved down and right; what they cut at the
+        border wraps around, but is kept apart by a mask.
+    """
+
+    heads: int
+    window: int
+    shift: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width features"]
+    ) -> Float[Array, "batch height width features"]:
+        """Returns what the heads read, projected."""
+        height, width = x.shape[1:3]
+        bias = self._biases()
+        if self.shift:
+            x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
+            bias = bias + _mask(height, width, self.window, self.shift)
+        windows = tiles(x, self.window)
+        tokens = windows.reshape(x.shape[0], -1, self.window**2, x.shape[-1])
+        tokens = attention(tokens, self.heads, bias)
+        return jnp.roll(
+            untiled(tokens.reshape(windows.shape)),
+            (self.shift, self.shift),
+            axis=(1, 2),
+        )
+
+    def _biases(self) -> Float[Array, "1 heads tokens tokens"]:
+        """Looks up the biases of all pairs of places in a window."""
+        shape = ((2 * self.window - 1) ** 2, self.heads)
+        name = "relative_position_bias_table"
+        table = self.param(name, nn.initializers.normal(0.02), shape)
+        return jnp.moveaxis(table[_relative_positions(self.window)], -1, 0)[None]
+
+
+def tiles(
+    x: Shaped[AnyArray, "batch height width features"], side: int
+) -> Shaped[AnyArray, "batch rows columns side side features"]:
+    """Cuts an image into squares.
+
+    Raises:
+      ValueError: if they do not fit.
+    """
+    batch, height, width, features = x.shape
+    if height % side or width % side:
+        raise ValueError(
+            f"squares of {side}x{side} do not fit into {height}x{width} patches: "
+            "change the window, or the size of the images"
+        )
+    x = x.reshape(batch, height // side, side, width // side, side, features)
+    return x.swapaxes(2, 3)
+
+
+def untiled(
+    x: Float[AnyArray, "batch rows columns side side features"],
+) -> Float[Array, "batch height width features"]:
+    """Puts an image together from its squares."""
+    batch, rows, columns, side, _, features = x.shape
+    return jnp.reshape(x.swapaxes(2, 3), (batch, rows * side, columns * side, features))
+
+
+def _relative_positions(side: int) -> Int[np.ndarray, "tokens tokens"]:
+    """Numbers the differences of places: rows of a bias table."""
+    places = np.indices((side, side)).reshape(2, -1)
+    rows, columns = places[:, :, None] - places[:, None, :] + side - 1
+    return rows * (2 * side - 1) + columns
+
+
+def _mask(
+    height: int, width: int, side: int, shift: int
+) -> Float[np.ndarray, "windows 1 tokens tokens"]:
+    """Keeps apart what neighbours in a shifted window only because it wraps around."""
+
+    def regions(length: int) -> Int[np.ndarray, "length"]:
+        places = np.arange(length)
+        return 1 * (places >= length - side) + (places >= length - shift)
+
+    image = 3 * regions(height)[:, None] + regions(width)
+    windows = tiles(image[None, :, :, None], side)
+    tokens = windows.reshape(-1, 1, side * side)
+    apart = tokens[..., :, None] != tokens[..., None, :]
+    return np.where(apart, _OUT_OF_REGION, 0.0).astype(np.float32)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each behind a norm and beside a residual connection.
+
+    Attributes:
+      heads: number of heads.
+      hidden: width of the MLP's hidden layer.
+      window: side of the windows.
+      shifted: whether they are shifted, by half of their side.
+    """
+
+    heads: int
+    hidden: int
+    window: int
+    shifted: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width features"]
+    ) -> Float[Array, "batch height width features"]:
+        """Returns the residual stream behind the block."""
+        # One window that holds the whole image cannot be shifted.
+        window = min(self.window, *x.shape[1:3])
+        shift = window // 2 if self.shifted and window < min(x.shape[1:3]) else 0
+        y = nn.LayerNorm(epsilon=_EPSILON, name="norm1")(x)
+        x = x + WindowAttention(self.heads, window, shift, name="attn")(y)
+        y = nn.LayerNorm(epsilon=_EPSILON, name="norm2")(x)
+        return x + FeedForward(self.hidden, name="mlp")(y)
+
+
+class PatchMerging(nn.Module):
+    """Makes one patch of twice the features out of two by two."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width features"]
+    ) -> Float[Array, "batch height2 width2 features2"]:
+        """Returns an image of half the side."""
+        # timm's order of the four patches: column by column.
+        squares = tiles(x, 2).swapaxes(3, 4)
+        x = jnp.reshape(squares, (*squares.shape[:3], -1))
+        x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
+        return nn.Dense(x.shape[-1] // 2, use_bias=False, name="reduction")(x)
+
+
+class Swin(nn.Module):
+    """Patch embedding, stages of blocks, mean pooling and a linear head.
+
+    Attributes:
+      outputs: number of outputs.
+      width: features of the first stage; each stage has twice those of the one before.
+      depths: number of blocks of every stage.
+      heads: number of heads of every stage.
+      window: side of the windows.
+      patch: side of the patches.
+      expansion: width of the MLPs' hidden layer, as a multiple of the stage's.
+    """
+
+    outputs: int
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int = 7
+    patch: int = 4
+    expansion: int = 4
+
+    @nn.compact
+    def __call__(
+        self, x: Float[AnyArray, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Returns the outputs; training is no different."""
+        del train
+        side = (self.patch, self.patch)
+        x = nn.Conv(self.width, side, side, "VALID", name="patch_embed")(x)
+        x = nn.LayerNorm(epsilon=_EPSILON, name="patch_norm")(x)
+        for stage, depth in enumerate(self.depths):
+            if stage > 0:
+                x = PatchMerging(name=f"downsample_{stage}")(x)
+            heads, hidden = self.heads[stage], self.expansion * x.shape[-1]
+            for block in range(depth):
+                name = f"layers_{stage}_{block}"
+                x = Block(heads, hidden, self.window, block % 2 == 1, name=name)(x)
+        x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
+        return nn.Dense(self.outputs, name="head")(jnp.mean(x, axis=(1, 2)))
+
+
+def swin_tiny(outputs: int = 1000) -> Swin:
+    """Makes timm's Swin-T, for images of 224x224."""
+    return Swin(outputs, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24))
+
+
+def spec(model: Swin) -> PermutationSpec:
+    """Declares the permutation spec: one perm for every stage, four for every block.
+
+    The blocks of a stage write to its residual stream; a block has its heads, which
+    the table of biases follows, in each head one perm for Q and K and one for V and the
+    projection, and the hidden units of its MLP.
+    """
+    net = Declaration()
+    stream = net.perm("stage0", model.width)
+    net.conv("patch_embed", None, stream, bias=True)
+    net.layer_norm("patch_norm", stream)
+    for stage, depth in enumerate(model.depths):
+        width = model.width * 2**stage
+        if stage > 0:
+            merged = Product((Fixed(4), stream))
+            net.layer_norm(f"downsample_{stage}/norm", merged)
+            stream = net.perm(f"stage{stage}", width)
+            net.dense(f"downsample_{stage}/reduction", merged, stream, bias=False)
+        for block in range(depth):
+            name, heads = f"layers_{stage}_{block}", model.heads[stage]
+            net.layer_norm(f"{name}/norm1", stream)
+            head, values = net.attention(f"{name}/attn", stream, heads, width // heads)
+            net.param(f"{name}/attn/relative_position_bias_table", None, head)
+            net.dense(f"{name}/attn/proj", values, stream)
+            net.layer_norm(f"{name}/norm2", stream)
+            net.mlp(f"{name}/mlp", stream, model.expansion * width)
+    net.layer_norm("norm", stream)
+    net.dense("head", stream, None)
+    return net.spec()

@@ -1,0 +1,147 @@
+"""Vision transformer (Dosovitskiy et al. 2021), as in timm.
+
+Learned positions, pre-norm blocks, Q, K and V from one Dense layer, exact GELU.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zipjax.models._declare import Declaration
+from zipjax.models._layers import FeedForward, attention
+from zipjax.spec import PermutationSpec
+from zipjax.types import AnyArray
+
+_EPSILON = 1e-6
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens.
+
+    Attributes:
+      heads: number of heads.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens features"]
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns what the heads read, projected."""
+        return attention(x, self.heads)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each behind a norm and beside a residual connection.
+
+    Attributes:
+      heads: number of heads.
+      hidden: width of the MLP's hidden layer.
+    """
+
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens features"]
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns the residual stream behind the block."""
+        y = nn.LayerNorm(epsilon=_EPSILON, name="norm1")(x)
+        x = x + Attention(self.heads, name="attn")(y)
+        y = nn.LayerNorm(epsilon=_EPSILON, name="norm2")(x)
+        return x + FeedForward(self.hidden, name="mlp")(y)
+
+
+class ViT(nn.Module):
+    """Patch embedding, blocks, and a linear head on one token or on the mean of all.
+
+    Attributes:
+      outputs: number of outputs.
+      width: features of the residual stream.
+      depth: number of blocks.
+      heads: number of heads of every block.
+      patch: side of the patches.
+      hidden: width of the MLPs' hidden layer; by default four times the stream's.
+      pool: "token" puts a class token in front and reads the outputs from it; "mean"
+        has none and reads them from the mean of the patches.
+    """
+
+    outputs: int
+    width: int
+    depth: int
+    heads: int
+    patch: int = 16
+    hidden: int | None = None
+    pool: Literal["token", "mean"] = "token"
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLPs' hidden layer."""
+        return self.hidden or 4 * self.width
+
+    @nn.compact
+    def __call__(
+        self, x: Float[AnyArray, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Returns the outputs; training is no different."""
+        del train
+        x = self._embed(x)
+        for number in range(self.depth):
+            x = Block(self.heads, self.mlp_width, name=f"blocks_{number}")(x)
+        # The norm acts on each token, so pooling a token may as well come first; with
+        # the mean it does so in timm too, where this norm is called ``fc_norm`` then.
+        x = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
+        x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
+        return nn.Dense(self.outputs, name="head")(x)
+
+    def _embed(
+        self, x: Float[AnyArray, "batch height width channels"]
+    ) -> Float[Array, "batch tokens features"]:
+        """Returns the embedded patches, row by row, with their positions."""
+        side = (self.patch, self.patch)
+        patches = nn.Conv(self.width, side, side, "VALID", name="patch_embed")(x)
+        tokens = jnp.reshape(patches, (x.shape[0], -1, self.width))
+        normal = nn.initializers.normal(0.02)
+        if self.pool == "token":
+            token = self.param("cls_token", normal, (1, 1, self.width))
+            token = jnp.tile(token, (x.shape[0], 1, 1))
+            tokens = jnp.concatenate([token, tokens], axis=1)
+        return tokens + self.param("pos_embed", normal, (1, *tokens.shape[1:]))
+
+
+def vit_small(outputs: int = 1000, *, patch: int = 16) -> ViT:
+    """Makes timm's ViT-S."""
+    return ViT(outputs, width=384, depth=12, heads=6, patch=patch)
+
+
+def vit_base(outputs: int = 1000, *, patch: int = 16) -> ViT:
+    """Makes timm's ViT-B."""
+    return ViT(outputs, width=768, depth=12, heads=12, patch=patch)
+
+
+def spec(model: ViT) -> PermutationSpec:
+    """Declares the permutation spec: one perm, and four for every block.
+
+    All blocks write to one residual stream. A block has its heads, in each head one
+    perm for Q and K and one for V and the projection, and the hidden units of its MLP.
+    """
+    net = Declaration()
+    stream = net.perm("stream", model.width)
+    net.conv("patch_embed", None, stream, bias=True)
+    if model.pool == "token":
+        net.param("cls_token", None, None, stream)
+    net.param("pos_embed", None, None, stream)
+    for name in (f"blocks_{number}" for number in range(model.depth)):
+        net.layer_norm(f"{name}/norm1", stream)
+        head_dim = model.width // model.heads
+        _, values = net.attention(f"{name}/attn", stream, model.heads, head_dim)
+        net.dense(f"{name}/attn/proj", values, stream)
+        net.layer_norm(f"{name}/norm2", stream)
+        net.mlp(f"{name}/mlp", stream, model.mlp_width)
+    net.layer_norm("norm", stream)
+    net.dense("head", stream, None)
+    return net.spec()
