@@ -39,7 +39,7 @@ def layer_depths(axes: Mapping[str, Entries]) -> dict[str, int]:
     produced_at: dict[str, int] = {}
     frontier = previous = 0
     for path, entries in axes.items():
-        consumed, produced = _perms(entries, "in"), _perms(entries, "out")
+        consumed, produced = _read(entries), _perms(entries, "out")
         written = max((produced_at.get(p, 0) for p in produced), default=0)
         if consumed:
             depth = 1 + max(produced_at.get(p, 0) for p in consumed)
@@ -90,6 +90,20 @@ def find_cuts(
             )
             cuts.append(Cut(len(cuts) + 1, perms[-1], depth, tuple(perms)))
     return tuple(cuts)
+
+
+def _read(entries: Entries) -> list[str]:
+    """Lists the perms that a parameter reads.
+
+    In a fused kernel of attention K consumes what Q produces, along the same axis: it
+    reads neither.
+    """
+    return [
+        perm
+        for entry in entries
+        for perm in _perms((entry,), "in")
+        if perm not in _perms((entry,), "out")
+    ]
 
 
 def _perms(entries: Entries, role: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""What specs say, up to the names of their perms."""
+
+from typing import Any
+
+from zipjax.entries import encode, leaf_axes
+from zipjax.spec import PermutationSpec
+
+
+def canonical(spec: PermutationSpec) -> dict[str, Any]:
+    """Returns a spec's content with its perms numbered as they first occur.
+
+    The parameters are gone through by name, for the order of those that stand side by
+    side in a network (a scale and a bias) is a matter of taste.
+    """
+    paths = sorted(spec.axes)
+    found = (
+        axis.perm
+        for path in paths
+        for entry in spec.axes[path]
+        for axis in leaf_axes(entry)
+    )
+    names = {name: number for number, name in enumerate(dict.fromkeys(found))}
+
+    def renamed(data: Any) -> Any:
+        match data:
+            case {"perm": name, "role": role}:
+                return (names[name], role)
+            case dict():
+                return {key: renamed(value) for key, value in data.items()}
+            case list():
+                return [renamed(value) for value in data]
+        return data
+
+    return {
+        "axes": {path: [renamed(encode(e)) for e in spec.axes[path]] for path in paths},
+        "perms": {
+            names[name]: (perm.size, [names[group] for group in perm.groups])
+            for name, perm in spec.perms.items()
+        },
+        "order": [names[name] for name in spec.perms],
+        "spans": {names[name]: span for name, span in spec.spans.items()},
+        "layers": spec.layers,
+        "cuts": [
+            (cut.layers, [names[name] for name in cut.perms], spec.trunk(cut.number))
+            for cut in spec.cuts
+        ],
+    }
