@@ -66,8 +66,6 @@ class Network:
 
 
 TINY_CLASSES = 3
-_TWO_BY_TWO = {"depths": (1, 2), "heads": (2, 3), "window": 2, "patch": 2}
-
 TINY = {
     "mlp": Network(mlp.MLP((5, 4), TINY_CLASSES), mlp.spec, 3, 2, (1, 2), 3),
     "resnet20": Network(
@@ -78,21 +76,22 @@ TINY = {
         resnet.ResNet20(TINY_CLASSES, 0.25, groups=2),
         resnet.spec, 8, 2 * (3 + 9), (7, 13, 19), 20,
     ),
-    "resnet18": Network(
-        resnet.resnet18(TINY_CLASSES, width=1 / 16),
-        resnet.spec, 32, 4 + 8, (5, 9, 13, 17), 18,
+    "basic": Network(
+        resnet.ResNet(TINY_CLASSES, (2, 1), resnet.basic, width=1 / 16),
+        resnet.spec, 16, 2 + 3, (5, 7), 8,
     ),
-    "resnet26": Network(
-        resnet.resnet26(TINY_CLASSES, width=1 / 16),
-        resnet.spec, 32, 1 + 4 + 2 * 8, (1, 7, 13, 19, 25), 26,
+    "bottleneck": Network(
+        resnet.ResNet(TINY_CLASSES, (1, 2), width=1 / 16),
+        resnet.spec, 16, 1 + 2 + 2 * 3, (1, 4, 10), 11,
     ),
-    "resnet26-group": Network(
-        resnet.resnet26(TINY_CLASSES, width=1 / 16, groups=2),
-        resnet.spec, 32, 2 * (1 + 4 + 2 * 8), (1, 7, 13, 19, 25), 26,
+    "bottleneck-group": Network(
+        resnet.ResNet(TINY_CLASSES, (1, 1), width=1 / 8, groups=4),
+        resnet.spec, 16, 2 * (1 + 2 + 2 * 2), (1, 4, 7), 8,
     ),
-    "resnet26d": Network(
-        resnet.resnet26(TINY_CLASSES, width=1 / 16, deep=True),
-        resnet.spec, 36, 3 + 4 + 2 * 8, (1, 2, 3, 9, 15, 21, 27), 28,
+    # An image of odd side comes before the pooling of a shortcut.
+    "bottleneck-deep": Network(
+        resnet.ResNet(TINY_CLASSES, (1, 1), width=1 / 16, deep=True),
+        resnet.spec, 20, 3 + 2 + 2 * 2, (1, 2, 3, 6, 9), 10,
     ),
     "vgg": Network(
         vgg.VGG(TINY_CLASSES, ((4,), (5, 6)), (7, 8), pool=3),
@@ -111,12 +110,13 @@ TINY = {
         vit.spec, 8, 1 + 4 * 2, (1 + 4 * 2,), 10,
     ),
     "swin": Network(
-        swin.Swin(TINY_CLASSES, width=6, **{**_TWO_BY_TWO, "depths": (2, 2)}),
-        swin.spec, 16, 2 + 4 * 4, (9, 18), 19,
+        swin.Swin(TINY_CLASSES, 6, depths=(2, 1), heads=(2, 3), window=2, patch=2),
+        swin.spec, 8, 2 + 4 * 3, (9, 14), 15,
     ),
+    # Images so small that one window holds them: it isn't shifted.
     "swin-one-window": Network(
-        swin.Swin(TINY_CLASSES, width=6, **{**_TWO_BY_TWO, "window": 4}),
-        swin.spec, 16, 2 + 4 * 3, (5, 14), 15,
+        swin.Swin(TINY_CLASSES, 6, depths=(2,), heads=(2,), window=7, patch=2),
+        swin.spec, 8, 1 + 4 * 2, (9,), 10,
     ),
 }  # fmt: skip
 
