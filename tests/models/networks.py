@@ -106,7 +106,7 @@ TINY = {
         vit.spec, 8, 1 + 4 * 2, (1 + 4 * 2,), 10,
     ),
     "vit-mean": Network(
-        vit.ViT(TINY_CLASSES, width=12, depth=2, heads=2, patch=4, pool="mean"),
+        vit.ViT(TINY_CLASSES, width=12, depth=2, heads=2, patch=4, class_token=False),
         vit.spec, 8, 1 + 4 * 2, (1 + 4 * 2,), 10,
     ),
     "swin": Network(

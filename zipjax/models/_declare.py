@@ -12,9 +12,7 @@ Units are entries of role "out", as the layer that writes them has them; None ar
 without a perm (inputs and outputs of the network).
 """
 
-import dataclasses
-
-from zipjax.entries import Axis, Entries, Entry, Family, Product, Sum
+from zipjax.entries import Axis, Entries, Entry, Product, Sum
 from zipjax.spec import Perm, PermutationSpec
 
 
@@ -87,24 +85,54 @@ class Declaration:
         self.param(f"{path}/scale", units)
         self.param(f"{path}/bias", units)
 
+    def transformer_block(
+        self,
+        path: str,
+        stream: Entry,
+        heads: int,
+        head_dim: int,
+        hidden: int,
+        *,
+        bias_table: str | None = None,
+    ) -> None:
+        """Declares a pre-norm block that reads a stream and writes to it.
+
+        Args:
+          path: the block.
+          stream: the residual stream.
+          heads: number of heads.
+          head_dim: features of a head.
+          hidden: width of the MLP's hidden layer.
+          bias_table: name of the table of biases of the logits, one a head, if any.
+        """
+        self.layer_norm(f"{path}/norm1", stream)
+        self.attention(f"{path}/attn", stream, heads, head_dim, bias_table)
+        self.layer_norm(f"{path}/norm2", stream)
+        self.mlp(f"{path}/mlp", stream, hidden)
+
     def attention(
-        self, path: str, stream: Entry, heads: int, head_dim: int
-    ) -> tuple[Axis, Entry]:
-        """Declares the fused Q, K and V of a self-attention.
+        self,
+        path: str,
+        stream: Entry,
+        heads: int,
+        head_dim: int,
+        bias_table: str | None,
+    ) -> None:
+        """Declares a self-attention with Q, K and V in one Dense layer.
 
-        The heads of Q, K and V are one perm. Within a head the logits tie the features
-        of Q to those of K, which consume them; the features of V are on their own.
-
-        Returns:
-          The heads, and the units that the projection behind the attention reads.
+        The heads of Q, K, V and of the projection are one perm, and the table of biases
+        follows them. Within a head the logits tie the features of Q to those of K,
+        which consume them; the projection reads the features of V.
         """
         head = self.perm(f"{path}/heads", heads)
         qk = self.perm(f"{path}/qk", head_dim, head)
         vo = self.perm(f"{path}/vo", head_dim, head)
-        values = Product((head, vo))
-        fused = (Product((head, qk)), Product((head, consumed(qk))), values)
-        self.dense(f"{path}/qkv", stream, Sum(fused))
-        return head, values
+        queries, values = Product((head, qk)), Product((head, vo))
+        keys = Product((head, consumed(qk)))
+        self.dense(f"{path}/qkv", stream, Sum((queries, keys, values)))
+        if bias_table is not None:
+            self.param(f"{path}/{bias_table}", None, head)
+        self.dense(f"{path}/proj", values, stream)
 
     def mlp(self, path: str, stream: Entry, hidden: int) -> None:
         """Declares the two Dense layers of a transformer block."""
@@ -114,15 +142,10 @@ class Declaration:
 
 
 def consumed(entry: Entry) -> Entry:
-    """Returns units as the layer that reads them has them: all roles "in"."""
+    """Returns units as the layer that reads them has them: of role "in"."""
     match entry:
         case Axis():
             return Axis(entry.perm, "in")
         case Product(children):
             return Product(tuple(consumed(child) for child in children))
-        case Sum(children):
-            return Sum(tuple(consumed(child) for child in children))
-        case Family():
-            members = tuple(consumed(child) for child in entry.members)
-            return dataclasses.replace(entry, members=members)
     return entry

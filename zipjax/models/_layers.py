@@ -83,3 +83,29 @@ class FeedForward(nn.Module):
         """Returns as many features as it was given."""
         hidden = nn.gelu(nn.Dense(self.hidden, name="fc1")(x), approximate=False)
         return nn.Dense(x.shape[-1], name="fc2")(hidden)
+
+
+def transformer_block(
+    x: Float[Array, "*batch features"],
+    attend: nn.Module,
+    *,
+    hidden: int,
+    epsilon: float,
+) -> Float[Array, "*batch features"]:
+    """Attention and an MLP, each behind a norm and beside a residual connection.
+
+    To be called from a compact method, whose module gets the layers ``norm1``,
+    ``norm2`` and ``mlp``.
+
+    Args:
+      x: the residual stream.
+      attend: the attention.
+      hidden: width of the MLP's hidden layer.
+      epsilon: that of the norms.
+
+    Returns:
+      The residual stream behind the block.
+    """
+    x = x + attend(nn.LayerNorm(epsilon=epsilon, name="norm1")(x))
+    y = nn.LayerNorm(epsilon=epsilon, name="norm2")(x)
+    return x + FeedForward(hidden, name="mlp")(y)

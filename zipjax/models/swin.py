@@ -11,12 +11,13 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from zipjax.entries import Fixed, Product
 from zipjax.models._declare import Declaration
-from zipjax.models._layers import FeedForward, attention
+from zipjax.models._layers import attention, transformer_block
 from zipjax.spec import PermutationSpec
 from zipjax.types import AnyArray
 
 _EPSILON = 1e-5
-_OUT_OF_REGION = -100.0
+_APART = -100.0
+_TABLE = "relative_position_bias_table"
 
 
 class WindowAttention(nn.Module):
@@ -55,8 +56,7 @@ class WindowAttention(nn.Module):
     def _biases(self) -> Float[Array, "1 heads tokens tokens"]:
         """Looks up the biases of all pairs of places in a window."""
         shape = ((2 * self.window - 1) ** 2, self.heads)
-        name = "relative_position_bias_table"
-        table = self.param(name, nn.initializers.normal(0.02), shape)
+        table = self.param(_TABLE, nn.initializers.normal(0.02), shape)
         return jnp.moveaxis(table[_relative_positions(self.window)], -1, 0)[None]
 
 
@@ -106,7 +106,7 @@ def _mask(
     windows = tiles(image[None, :, :, None], side)
     tokens = windows.reshape(-1, 1, side * side)
     apart = tokens[..., :, None] != tokens[..., None, :]
-    return np.where(apart, _OUT_OF_REGION, 0.0).astype(np.float32)
+    return np.where(apart, _APART, 0.0).astype(np.float32)
 
 
 class Block(nn.Module):
@@ -132,10 +132,8 @@ class Block(nn.Module):
         # One window that holds the whole image cannot be shifted.
         window = min(self.window, *x.shape[1:3])
         shift = window // 2 if self.shifted and window < min(x.shape[1:3]) else 0
-        y = nn.LayerNorm(epsilon=_EPSILON, name="norm1")(x)
-        x = x + WindowAttention(self.heads, window, shift, name="attn")(y)
-        y = nn.LayerNorm(epsilon=_EPSILON, name="norm2")(x)
-        return x + FeedForward(self.hidden, name="mlp")(y)
+        attend = WindowAttention(self.heads, window, shift, name="attn")
+        return transformer_block(x, attend, hidden=self.hidden, epsilon=_EPSILON)
 
 
 class PatchMerging(nn.Module):
@@ -183,10 +181,11 @@ class Swin(nn.Module):
         side = (self.patch, self.patch)
         x = nn.Conv(self.width, side, side, "VALID", name="patch_embed")(x)
         x = nn.LayerNorm(epsilon=_EPSILON, name="patch_norm")(x)
-        for stage, depth in enumerate(self.depths):
+        stages = zip(self.depths, self.heads, strict=True)
+        for stage, (depth, heads) in enumerate(stages):
             if stage > 0:
                 x = PatchMerging(name=f"downsample_{stage}")(x)
-            heads, hidden = self.heads[stage], self.expansion * x.shape[-1]
+            hidden = self.expansion * x.shape[-1]
             for block in range(depth):
                 name = f"layers_{stage}_{block}"
                 x = Block(heads, hidden, self.window, block % 2 == 1, name=name)(x)
@@ -210,7 +209,8 @@ def spec(model: Swin) -> PermutationSpec:
     stream = net.perm("stage0", model.width)
     net.conv("patch_embed", None, stream, bias=True)
     net.layer_norm("patch_norm", stream)
-    for stage, depth in enumerate(model.depths):
+    stages = zip(model.depths, model.heads, strict=True)
+    for stage, (depth, heads) in enumerate(stages):
         width = model.width * 2**stage
         if stage > 0:
             merged = Product((Fixed(4), stream))
@@ -218,13 +218,14 @@ def spec(model: Swin) -> PermutationSpec:
             stream = net.perm(f"stage{stage}", width)
             net.dense(f"downsample_{stage}/reduction", merged, stream, bias=False)
         for block in range(depth):
-            name, heads = f"layers_{stage}_{block}", model.heads[stage]
-            net.layer_norm(f"{name}/norm1", stream)
-            head, values = net.attention(f"{name}/attn", stream, heads, width // heads)
-            net.param(f"{name}/attn/relative_position_bias_table", None, head)
-            net.dense(f"{name}/attn/proj", values, stream)
-            net.layer_norm(f"{name}/norm2", stream)
-            net.mlp(f"{name}/mlp", stream, model.expansion * width)
+            net.transformer_block(
+                f"layers_{stage}_{block}",
+                stream,
+                heads,
+                width // heads,
+                model.expansion * width,
+                bias_table=_TABLE,
+            )
     net.layer_norm("norm", stream)
     net.dense("head", stream, None)
     return net.spec()

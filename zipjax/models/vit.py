@@ -3,14 +3,12 @@
 Learned positions, pre-norm blocks, Q, K and V from one Dense layer, exact GELU.
 """
 
-from typing import Literal
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zipjax.models._declare import Declaration
-from zipjax.models._layers import FeedForward, attention
+from zipjax.models._layers import attention, transformer_block
 from zipjax.spec import PermutationSpec
 from zipjax.types import AnyArray
 
@@ -50,10 +48,8 @@ class Block(nn.Module):
         self, x: Float[Array, "batch tokens features"]
     ) -> Float[Array, "batch tokens features"]:
         """Returns the residual stream behind the block."""
-        y = nn.LayerNorm(epsilon=_EPSILON, name="norm1")(x)
-        x = x + Attention(self.heads, name="attn")(y)
-        y = nn.LayerNorm(epsilon=_EPSILON, name="norm2")(x)
-        return x + FeedForward(self.hidden, name="mlp")(y)
+        attend = Attention(self.heads, name="attn")
+        return transformer_block(x, attend, hidden=self.hidden, epsilon=_EPSILON)
 
 
 class ViT(nn.Module):
@@ -66,8 +62,8 @@ class ViT(nn.Module):
       heads: number of heads of every block.
       patch: side of the patches.
       hidden: width of the MLPs' hidden layer; by default four times the stream's.
-      pool: "token" puts a class token in front and reads the outputs from it; "mean"
-        has none and reads them from the mean of the patches.
+      class_token: whether a token in front of the patches collects what the head reads;
+        else it reads the mean of the patches.
     """
 
     outputs: int
@@ -76,7 +72,7 @@ class ViT(nn.Module):
     heads: int
     patch: int = 16
     hidden: int | None = None
-    pool: Literal["token", "mean"] = "token"
+    class_token: bool = True
 
     @property
     def mlp_width(self) -> int:
@@ -94,7 +90,7 @@ class ViT(nn.Module):
             x = Block(self.heads, self.mlp_width, name=f"blocks_{number}")(x)
         # The norm acts on each token, so pooling a token may as well come first; with
         # the mean it does so in timm too, where this norm is called ``fc_norm`` then.
-        x = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
+        x = x[:, 0] if self.class_token else jnp.mean(x, axis=1)
         x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
         return nn.Dense(self.outputs, name="head")(x)
 
@@ -106,7 +102,7 @@ class ViT(nn.Module):
         patches = nn.Conv(self.width, side, side, "VALID", name="patch_embed")(x)
         tokens = jnp.reshape(patches, (x.shape[0], -1, self.width))
         normal = nn.initializers.normal(0.02)
-        if self.pool == "token":
+        if self.class_token:
             token = self.param("cls_token", normal, (1, 1, self.width))
             token = jnp.tile(token, (x.shape[0], 1, 1))
             tokens = jnp.concatenate([token, tokens], axis=1)
@@ -132,16 +128,13 @@ def spec(model: ViT) -> PermutationSpec:
     net = Declaration()
     stream = net.perm("stream", model.width)
     net.conv("patch_embed", None, stream, bias=True)
-    if model.pool == "token":
+    if model.class_token:
         net.param("cls_token", None, None, stream)
     net.param("pos_embed", None, None, stream)
     for name in (f"blocks_{number}" for number in range(model.depth)):
-        net.layer_norm(f"{name}/norm1", stream)
-        head_dim = model.width // model.heads
-        _, values = net.attention(f"{name}/attn", stream, model.heads, head_dim)
-        net.dense(f"{name}/attn/proj", values, stream)
-        net.layer_norm(f"{name}/norm2", stream)
-        net.mlp(f"{name}/mlp", stream, model.mlp_width)
+        net.transformer_block(
+            name, stream, model.heads, model.width // model.heads, model.mlp_width
+        )
     net.layer_norm("norm", stream)
     net.dense("head", stream, None)
     return net.spec()
