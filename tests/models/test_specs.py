@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 
 from tests.models.canonical import canonical
-from tests.models.networks import ALL, FULL, TINY, Network
+from tests.models.catalog import ALL, FULL, TINY, Network
 from tests.zoo.case import normal, random_params
 from zipjax.spec import PermutationSpec
 from zipjax.tracing import infer_spec
