@@ -10,9 +10,8 @@ from tests.zoo import convnets, sequences, vits
 from tests.zoo.case import normal
 from zipjax.entries import Axis, Family, Fixed, Index, Product, Sum
 from zipjax.models import mlp, resnet
-from zipjax.program import trace
 from zipjax.spec import PermutationSpec
-from zipjax.tracing import find_taps, infer, infer_spec
+from zipjax.tracing import infer, infer_spec
 
 DECLARED = {
     "mlp": (mlp.MLP((7, 9), 3), mlp.spec, normal(2, 4, 4, 1)),
