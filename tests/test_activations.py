@@ -66,6 +66,18 @@ def test_devices_may_be_chosen(count):
     check_mlp(collect([X[:9], X[9:]], devices=jax.local_devices()[:count]))
 
 
+@pytest.mark.parametrize(("batch", "share"), [(24, 6), (6, 2), (7, 7), (9, 3)])
+def test_a_batch_is_shared_among_as_many_devices_as_divide_it(batch, share):
+    seen = set()
+
+    def apply_fn(params, x):
+        seen.add(len(x))
+        return dense_apply(params, x)
+
+    zipjax.collect_moments(apply_fn, MODELS, SPEC, [X[:batch]])
+    assert seen == {share}
+
+
 def test_one_device_and_four_agree():
     batches = [X[:12], X[12:]]
     one = collect(batches, devices=jax.local_devices()[:1])

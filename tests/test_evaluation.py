@@ -57,13 +57,13 @@ def test_classes_that_belong_to_no_task_are_not_predicted():
 
 
 def test_heads_are_compared_by_their_softmax():
-    # Head B's logits are larger; its probabilities are not.
-    head_a = np.array([[0.0, 1], [0, 1], [5, 0]])
-    head_b = np.array([[10.0, 10.1], [10, 19], [100, 104]])
-    labels = np.array([1, 1, 3])
-    # softmax: .73 against .52; .73 against .9999; .993 against .982
+    # Head B's logits are larger; its probabilities are not, but in the third row:
+    # .73 against .52, twice; .73 against .9999; .993 against .982.
+    head_a = np.array([[0.0, 1], [0, 1], [0, 1], [5, 0]])
+    head_b = np.array([[10.0, 10.1], [10, 10.1], [10, 19], [100, 104]])
+    labels = np.array([1, 1, 1, 3])
     found = evaluate([head_a, head_b], labels, [[0, 1], [2, 3]])
-    assert found == zipjax.Evaluation(1 / 3, (1.0, 1.0), 3)
+    assert found == zipjax.Evaluation(2 / 4, (1.0, 1.0), 4)
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["own classes", "all classes"])
@@ -128,12 +128,10 @@ def test_heads_of_embeddings_are_compared_at_scale_100():
     # .9999 and B's .88; at scale 1 they would be .36 and .505.
     head_a = np.array([0.1, 0, 0, 0, np.sqrt(0.99)])
     head_b = np.array([np.sqrt(0.4998), 0, 0, 0.51, 0.49])
-    both = [np.stack([head, head]) for head in (head_a, head_b)]
-    # The second example is there for task B's sake.
-    found = evaluate(
-        both, np.array([0, 3]), [[0, 1, 2], [3, 4]], class_embeddings=np.eye(5)
-    )
-    assert found == zipjax.Evaluation(1 / 2, (1.0, 1.0), 2)
+    heads = [np.stack([head] * 3) for head in (head_a, head_b)]
+    labels, tasks = np.array([0, 0, 3]), [[0, 1, 2], [3, 4]]
+    found = evaluate(heads, labels, tasks, class_embeddings=np.eye(5))
+    assert found == zipjax.Evaluation(2 / 3, (1.0, 1.0), 3)
 
 
 def test_an_output_of_zeros_is_no_nan():

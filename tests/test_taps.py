@@ -169,6 +169,29 @@ def test_what_lies_behind_a_pooling_is_not_stepped_over(pooled_case):
     assert expected.shape != behind.shape
 
 
+@pytest.mark.parametrize("pool", [nn.avg_pool, nn.max_pool])
+def test_a_local_pooling_is_not_stepped_over(pool):
+    spec = PermutationSpec(
+        {
+            "first": (None, None, None, Axis("c", "out")),
+            "second": (None, None, Axis("c", "in"), None),
+        },
+        {"c": Perm(5)},
+    )
+    like = {"first": shape(1, 1, 3, 5), "second": shape(3, 3, 5, 2)}
+    params, x = randomise(like, 0), images(4, (4, 6, 3))
+
+    def apply_fn(params, x):
+        x = pool(jax.nn.relu(conv(x, params["first"])), (2, 2), (2, 2))
+        return conv(x, params["second"])
+
+    windows = relu(x @ np.asarray(params["first"], np.float64)[0, 0])
+    windows = windows.reshape(4, 2, 2, 3, 2, 5)
+    reduced = windows.max((2, 4)) if pool is nn.max_pool else windows.mean((2, 4))
+    found = units(apply_fn, params, spec, x)["c"]
+    np.testing.assert_allclose(found, reduced.reshape(-1, 5), atol=1e-6)
+
+
 FLATTEN = flatten_spec(positions=2 * 3)
 
 
