@@ -75,7 +75,7 @@ def test_validate_checks_compounds():
 NESTED = PermutationSpec(
     {
         "qk": (None, Product((Axis("head", "out"), Axis("dim", "out")))),
-        "scale": (Axis("dim", "out"),),
+        "scale": (Axis("head", "out"), Axis("dim", "out")),
         "wide": (Product((Axis("head", "in"), Axis("dim", "in"))), Axis("ff", "out")),
         "out": (Sum((Axis("ff", "in"), Fixed(2))), None),
     },
@@ -175,9 +175,9 @@ def shapes(**sizes):
             {"h": 3, "g": 5},
         ),
         (
-            # The heads are known from one product, their dimension from the other.
+            # The products follow from the plain axes, the sum from a product.
             NESTED.axes,
-            shapes(qk=(3, 10), scale=(5,), wide=(10, 7), out=(9, 1)),
+            shapes(qk=(3, 10), scale=(2, 5), wide=(10, 7), out=(9, 1)),
             {"head": 2, "dim": 5, "ff": 7},
         ),
     ],
@@ -187,7 +187,7 @@ def test_declare_solves_the_sizes(axes, params, sizes):
 
 
 def test_declare_keeps_groups():
-    params = shapes(qk=(3, 10), scale=(5,), wide=(10, 7), out=(9, 1))
+    params = shapes(qk=(3, 10), scale=(2, 5), wide=(10, 7), out=(9, 1))
     spec = PermutationSpec.declare(NESTED.axes, params, {"dim": ("head",)})
     assert spec == NESTED
 
