@@ -10,17 +10,8 @@ arrays (:mod:`zipjax.tracing.reader`), for occurring together is not being align
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 
-from zipjax.tracing.nodes import (
-    Cat,
-    Fam,
-    Node,
-    Prod,
-    Reason,
-    collapse,
-    find,
-    index_of,
-    member_at,
-)
+from zipjax.tracing.nodes import Cat, Fam, Node, Prod, Reason, find, index_of, member_at
+from zipjax.tracing.refining import collapse
 
 Axes = tuple[Node, ...]
 Cell = list[Node]

@@ -11,14 +11,13 @@ from zipjax.tracing.nodes import (
     Node,
     Piece,
     Prod,
-    cut,
     factors,
     find,
     leaves,
-    part_of,
     restrict,
 )
 from zipjax.tracing.reader import Reader
+from zipjax.tracing.refining import cut, part_of
 
 Shapes = Sequence[tuple[int, ...]]
 

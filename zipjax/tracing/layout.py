@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from zipjax.program import Equation
 from zipjax.tracing.groups import Axes
-from zipjax.tracing.nodes import Node, concatenation, product, regroup
+from zipjax.tracing.nodes import Node, concatenation, product
 from zipjax.tracing.reader import Reader
+from zipjax.tracing.refining import regroup
 
 Shapes = Sequence[tuple[int, ...]]
 

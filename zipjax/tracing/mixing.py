@@ -6,8 +6,9 @@ from typing import Any
 from zipjax.program import Equation
 from zipjax.tracing.elementwise import freeze_all
 from zipjax.tracing.groups import Axes
-from zipjax.tracing.nodes import Node, halves, product
+from zipjax.tracing.nodes import Node, product
 from zipjax.tracing.reader import Reader
+from zipjax.tracing.refining import halves
 
 Shapes = Sequence[tuple[int, ...]]
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from zipjax.program import Equation, Literal, Operand, Program, ValueId
 from zipjax.tracing.groups import Axes
-from zipjax.tracing.nodes import Node, Reason, find, freeze, leaves, unify
+from zipjax.tracing.nodes import Node, Reason, find, freeze, leaves
+from zipjax.tracing.refining import unify
 
 # With a parameter as an operand these are layers.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather"}

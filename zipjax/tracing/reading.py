@@ -7,8 +7,9 @@ from zipjax.entries import Entries
 from zipjax.program import Program
 from zipjax.tracing.convert import FamilyError, to_entries
 from zipjax.tracing.groups import find_parents, settle
-from zipjax.tracing.nodes import Node, Reason, collapse
+from zipjax.tracing.nodes import Node, Reason
 from zipjax.tracing.reader import Reader, Value
+from zipjax.tracing.refining import collapse
 
 
 class Reading:
