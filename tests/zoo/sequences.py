@@ -38,8 +38,9 @@ class GPT2(nn.Module):
 
 
 class Llama(nn.Module):
-    """Two blocks of RMSNorm, grouped-query attention and SwiGLU."""
+    """Blocks of RMSNorm, grouped-query attention and SwiGLU."""
 
+    blocks: int = 2
     rotary: bool = True
     key_heads: int = 2
     query_norm: bool = False
@@ -48,7 +49,7 @@ class Llama(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         x = nn.Embed(VOCABULARY, WIDTH)(ids)
-        for _ in range(2):
+        for _ in range(self.blocks):
             x = x + self._attention(nn.RMSNorm()(x))
             x = x + self._glu(nn.RMSNorm()(x))
         return nn.Dense(VOCABULARY, use_bias=False)(nn.RMSNorm()(x))

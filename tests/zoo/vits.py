@@ -192,20 +192,30 @@ class WindowAttention(nn.Module):
 
 
 class Swin(nn.Module):
-    """Two stages of two blocks with shifted windows, patch merging between them."""
+    """Stages of blocks with shifted windows, patch merging between them."""
+
+    depths: tuple[int, ...] = (2, 2)
+    width: int = 12
+    patch: int = 2
+    window: int = 2
+    head_dim: int = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.LayerNorm()(nn.Conv(12, (2, 2), strides=2)(x))
-        for stage, features in enumerate((12, 24)):
+        patch = (self.patch, self.patch)
+        x = nn.LayerNorm()(nn.Conv(self.width, patch, strides=patch)(x))
+        for stage, depth in enumerate(self.depths):
+            features = self.width * 2**stage
             if stage:
                 batch, height, width, old = x.shape
                 x = x.reshape(batch, height // 2, 2, width // 2, 2, old)
                 x = x.transpose(0, 1, 3, 4, 2, 5)
                 x = x.reshape(batch, height // 2, width // 2, 4 * old)
                 x = nn.Dense(features, use_bias=False)(nn.LayerNorm()(x))
-            for shift in (0, 1):
-                attention = WindowAttention(features // 4, 2, shift)
+            for block in range(depth):
+                shift = block % 2 * (self.window // 2)
+                heads = features // self.head_dim
+                attention = WindowAttention(heads, self.window, shift)
                 x = x + attention(nn.LayerNorm()(x))
                 y = nn.gelu(nn.Dense(2 * features)(nn.LayerNorm()(x)))
                 x = x + nn.Dense(features)(y)
