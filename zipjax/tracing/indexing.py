@@ -73,6 +73,19 @@ def split(
     return [_replaced(axes, number, piece) for piece in pieces]
 
 
+def unstack(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Takes the elements of an axis apart."""
+    axes, number = operands[0], eqn.params["axis"]
+    pieces = _cut_axis(reader, axes, number, list(range(1, axes[number].size)))
+    if pieces is None:
+        reader.freeze([axes[number]])
+        pieces = [Piece(Node(1)) for _ in shapes]
+    parts = [_replaced(axes, number, piece) for piece in pieces]
+    return [(*part[:number], *part[number + 1 :]) for part in parts]
+
+
 def _cut_axis(
     reader: Reader, axes: Axes, number: int, points: list[int]
 ) -> list[Piece] | None:
@@ -231,13 +244,19 @@ def _tie_batch(reader: Reader, left: list[Node], right: list[Node]) -> list[Node
 INDEXING = {
     "slice": slice_,
     "split": split,
+    "unstack": unstack,
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
-    "scatter": scatter,
-    "scatter-add": scatter,
-    "scatter_add": scatter,
-    "scatter_mul": scatter,
-    "scatter_min": scatter,
-    "scatter_max": scatter,
+    **dict.fromkeys(
+        (
+            "scatter",
+            "scatter-add",
+            "scatter-sub",
+            "scatter-mul",
+            "scatter-min",
+            "scatter-max",
+        ),
+        scatter,
+    ),
 }

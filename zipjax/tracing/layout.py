@@ -18,6 +18,8 @@ def reshape(
     if eqn.params.get("dimensions") is not None:
         reader.freeze(axes)
         return [tuple(reader.frozen(size) for size in shape)]
+    if 0 in shape:  # No elements, so that no axis of the operand says anything.
+        return [tuple(Node(size) for size in shape)]
     result: list[Node] = []
     for block, sizes in _blocks(axes, shape):
         nodes = regroup(block, sizes)
@@ -32,8 +34,6 @@ def _blocks(
     axes: Sequence[Node], shape: tuple[int, ...]
 ) -> list[tuple[list[Node], list[int]]]:
     """Pairs the shortest runs of axes and of sizes with equal products."""
-    if 0 in shape:
-        return [([], [size]) for size in shape]
     blocks: list[tuple[list[Node], list[int]]] = []
     old, new = list(axes), list(shape)
     while old or new:
@@ -112,6 +112,19 @@ def concatenate(
     return [tuple(result)]
 
 
+def stack(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Ties arrays and concatenates them along a new axis."""
+    first, *rest = operands
+    for axes in rest:
+        for a, b in zip(first, axes, strict=True):
+            reader.tie(a, b)
+    new = concatenation([Node(1) for _ in operands])
+    along = eqn.params["axis"]
+    return [(*first[:along], new, *first[along:])]
+
+
 def pad(
     reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
@@ -146,6 +159,7 @@ LAYOUT = {
     "squeeze": squeeze,
     "rev": rev,
     "concatenate": concatenate,
+    "stack": stack,
     "pad": pad,
     "iota": iota,
 }

@@ -1,6 +1,7 @@
 """Rules of products, convolutions, reductions and sorts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from zipjax.program import Equation
 from zipjax.tracing.elementwise import freeze_all
@@ -15,8 +16,11 @@ def dot_general(
     reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
     """Ties batch axes and contracted axes."""
-    left, right = operands[:2]
-    contracted, batched = eqn.params["dimension_numbers"]
+    return _dot(reader, operands[0], operands[1], eqn.params["dimension_numbers"])
+
+
+def _dot(reader: Reader, left: Axes, right: Axes, numbers: Any) -> list[Axes]:
+    contracted, batched = numbers
     batch = [left[k] for k in batched[0]]
     for a, b in zip(*batched, strict=True):
         reader.tie(left[a], right[b])
@@ -31,6 +35,25 @@ def dot_general(
     for nodes in kept:
         reader.log([*batch, *nodes])
     return [(*batch, *kept[0], *kept[1])]
+
+
+def ragged_dot(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Multiplies runs of rows by matrices of their own: rows and matrices freeze."""
+    left, right, sizes = operands[:3]
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    contracted, batched = numbers.dot_dimension_numbers
+    ragged, groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    if {*ragged} & {*contracted[0], *batched[0]}:
+        return freeze_all(reader, operands, shapes)
+    reader.freeze(sizes)
+    reader.freeze([*(left[k] for k in ragged), *(right[k] for k in groups)])
+    (axes,) = _dot(reader, left, right, numbers.dot_dimension_numbers)
+    kept = [k for k in range(len(right)) if k not in {*contracted[1], *batched[1]}]
+    first = len(axes) - len(kept)
+    rest = (axes[first + i] for i, k in enumerate(kept) if k not in groups)
+    return [(*axes[:first], *rest)]
 
 
 def conv(
@@ -111,6 +134,17 @@ def window(
     return [tuple(result)]
 
 
+def fft(
+    reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
+) -> list[Axes]:
+    """Freezes the axes that are transformed: the last ones."""
+    (axes,), (shape,) = operands, shapes
+    kept = axes[: len(axes) - len(eqn.params["fft_lengths"])]
+    reader.freeze(axes[len(kept) :])
+    reader.log(kept)
+    return [(*kept, *(reader.frozen(size) for size in shape[len(kept) :]))]
+
+
 def cumulate(
     reader: Reader, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
@@ -152,7 +186,9 @@ def top_k(
 
 MIXING = {
     "dot_general": dot_general,
+    "ragged_dot_general": ragged_dot,
     "conv_general_dilated": conv,
+    "fft": fft,
     **dict.fromkeys(
         (
             "reduce_sum",
