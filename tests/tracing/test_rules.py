@@ -36,6 +36,11 @@ def without_elements(hidden: jax.Array, p: Params) -> jax.Array:
     return jnp.concatenate([hidden, nothing])
 
 
+def with_empty_parts(hidden: jax.Array, p: Params) -> jax.Array:
+    nothing, first, second = jnp.split(hidden, [0, 3], axis=-1)
+    return jnp.concatenate([first, hidden[:, 2:2], jnp.tanh(second), nothing], axis=-1)
+
+
 def scattered(hidden: jax.Array, p: Params) -> jax.Array:
     return jnp.zeros_like(hidden).at[jnp.asarray([1, 0, 2, 1])].max(hidden)
 
@@ -71,6 +76,7 @@ def called(hidden: jax.Array, p: Params) -> jax.Array:
         (rotated_pairs, 1),
         (unstacked, 2),
         (without_elements, 1),
+        (with_empty_parts, 2),
         (scattered, 1),
         (ragged, 2),
         (fourier, 1),

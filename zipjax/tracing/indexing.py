@@ -40,9 +40,12 @@ def _sliced(
         size = axes[number].size
         if (start, stop) == (0, size) and (stride == 1 or size == 1):
             continue
+        if start == stop:
+            axes = _replaced(axes, number, Piece(Node(0)))
+            continue
         points = sorted({start, stop} - {0, size})
         pieces = _cut_axis(reader, axes, number, points) if stride == 1 else None
-        if pieces is None or start == stop:
+        if pieces is None:
             reader.freeze([axes[number]])
             left = -(-(stop - start) // stride)
             piece = Piece(reader.frozen(left))
@@ -64,13 +67,16 @@ def split(
     """Cuts one axis into pieces."""
     axes, number = operands[0], eqn.params["axis"]
     sizes = [int(size) for size in eqn.params["sizes"]]
-    points = list(itertools.accumulate(sizes))[:-1]
-    inside = all(size > 0 for size in sizes)
-    pieces = _cut_axis(reader, axes, number, points) if inside else None
+    points = sorted({*itertools.accumulate(sizes)} - {0, axes[number].size})
+    pieces = _cut_axis(reader, axes, number, points)
     if pieces is None:
         reader.freeze([axes[number]])
-        pieces = [Piece(reader.frozen(size)) for size in sizes]
-    return [_replaced(axes, number, piece) for piece in pieces]
+        pieces = [Piece(reader.frozen(size)) for size in sizes if size]
+    rest = iter(pieces)
+    return [
+        _replaced(axes, number, next(rest) if size else Piece(Node(0)))
+        for size in sizes
+    ]
 
 
 def unstack(
