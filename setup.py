@@ -12,7 +12,7 @@ TEST = [
     "equinox>=0.11",
     "beartype>=0.20",
     "ruff==0.17.*",
-    "pyright==1.1.414",
+    "pyright[nodejs]==1.1.414",
 ]
 
 setup(
