@@ -1,6 +1,6 @@
 """Times the inference of specs, from shapes alone.
 
-python benchmarks/bench_inference.py [--smoke]
+python -m benchmarks.bench_inference [--smoke]
 """
 
 import argparse
