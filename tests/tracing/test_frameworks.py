@@ -124,3 +124,23 @@ def test_primitives_without_a_rule_freeze_and_are_counted() -> None:
     text = result.spec.explain()
     assert "w[1]: approx_top_k at tracing/test_frameworks.py" in text
     assert "(test_primitives_without_a_rule_freeze_and_are_counted" in text
+
+
+def test_python_side_effects_leave_the_spec_alone_and_callbacks_freeze() -> None:
+    seen = []
+
+    def noting(params: dict[str, Any], x: jax.Array) -> jax.Array:
+        seen.append(x.shape)
+        return _linear(params, x)
+
+    def calling(params: dict[str, Any], x: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(x @ params["w"])
+        jax.debug.callback(seen.append, hidden)
+        return hidden @ params["v"]
+
+    assert infer_spec(noting, PARAMS, X) == infer_spec(_linear, PARAMS, X)
+    spec = infer_spec(calling, PARAMS, X)
+    assert not spec.perms
+    assert "w[1]: debug_callback at tracing/test_frameworks.py" in spec.explain()
+    # Only the shape of the one trace: nothing was computed.
+    assert seen == [X.shape]
