@@ -20,8 +20,6 @@ TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
-    "dm-haiku>=0.0.12",
-    "equinox>=0.11",
     "beartype>=0.20",
     "ruff==0.17.*",
     "pyright[nodejs]==1.1.414",

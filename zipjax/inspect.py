@@ -1,14 +1,22 @@
-"""Prints the inferred spec of a model of the package.
+"""Shows the perms of a model in depth order, and where a partial zip can stop.
 
-    python -m zipjax.inspect resnet20 --shape 1 32 32 3
-    python -m zipjax.inspect my_package.models:MyModel --shape 1 28 28 1
+    python -m zipjax.inspect resnet20 --output resnet20.png
+    python -m zipjax.inspect my_package.models:MyLinenModel --shape 1 28 28 1
+    python -m zipjax.inspect my_package.models:make_arguments
 
-The table has one row a perm, in depth order, and a rule where a partial zip can stop.
+``make_arguments()`` returns ``(apply_fn, params, inputs)``, the arguments of
+:func:`zipjax.infer_spec`, with the inputs as a tuple; arrays may be
+``jax.ShapeDtypeStruct``, for nothing is computed.
 """
 
 import argparse
 import importlib
+import math
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,55 +24,148 @@ import jax.numpy as jnp
 from zipjax.spec import PermutationSpec
 from zipjax.tracing import infer_spec
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BAR = 40  # Characters for the depth of a network.
+
 
 def table(spec: PermutationSpec) -> str:
-    """Returns a spec as a table, with the span of depths of every perm as a bar."""
-    spans, cuts = spec.spans, {cut.perm: cut for cut in spec.cuts}
-    width = max([len(name) for name in spec.perms], default=4)
-    header = f"{'perm':{width}}  units  members  depth  tap"
-    lines = [header, "-" * len(header)]
-    taps = spec.notes.taps if spec.notes else {}
-    for name, perm in spec.perms.items():
-        low, high = spans[name]
-        bar = "." * (low - 1) + "#" * (high - low + 1) + "." * (spec.layers - high)
-        units = "x".join(map(str, [*_group_sizes(spec, name), perm.size]))
-        members = len(spec.members(name))
-        tap = taps.get(name, "-")
-        lines.append(f"{name:{width}}  {units:>5}  {members:7}  {bar}  {tap}")
-        if name in cuts:
-            lines.append(f"=== cut {cuts[name].number}: {cuts[name].layers} layers")
+    """Returns a spec as a table: one row a perm, and a rule where a zip can stop.
+
+    The columns are the perm's number and name, its units (of each value of its
+    groups), the numbers of these groups, the first and the last layer that produce it,
+    the parameters that it ties, and its tap where one was found.
+    """
+    header = ["#", "perm", "units", "in", "layers", "params", "", "tap"]
+    rows = [header, *(_row(spec, name) for name in spec.perms)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cuts = {cut.perm: cut for cut in spec.cuts}
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+        if cut := cuts.get(row[1]):
+            total = f"{cut.layers} of {spec.layers} layers"
+            lines.append(f"=== cut {cut.number}: {total}")
     return "\n".join(lines)
 
 
-def _group_sizes(spec: PermutationSpec, name: str) -> list[int]:
-    counts = {**spec.sizes, **spec.indices}
-    return [counts[group] for group in spec.perms[name].groups]
+def _row(spec: PermutationSpec, name: str) -> list[str]:
+    numbers = {perm: str(number) for number, perm in enumerate(spec.perms, 1)}
+    taps = spec.notes.taps if spec.notes else {}
+    low, high = spec.spans[name]
+    return [
+        numbers[name],
+        name,
+        _units(spec, name),
+        ",".join(numbers.get(group, group) for group in spec.perms[name].groups),
+        f"{low}-{high}" if low < high else f"{low}",
+        str(len({path for path, _, _ in spec.members(name)})),
+        _bar(spec, name),
+        taps.get(name, "-"),
+    ]
 
 
-def _model(name: str, outputs: int) -> object:
-    if name == "resnet20":
-        return importlib.import_module("zipjax.models.resnet").ResNet20(outputs)
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)()
+def draw(spec: PermutationSpec) -> "Figure":
+    """Draws the perms as bars along the network's depth, and the closed cuts as lines.
+
+    A bar reaches from the first to the last layer that produces the perm's units: a
+    partial zip cannot stop within it. Where a line is drawn no bar is crossed.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = max(len(spec.perms), 1)
+    figure = Figure(figsize=(11, 1.4 + 0.2 * rows), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (name, perm) in enumerate(spec.perms.items()):
+        low, high = spec.spans[name]
+        color = "tab:orange" if perm.groups else "tab:blue"
+        axes.barh(row, high - low + 1, left=low - 0.5, height=0.7, color=color)
+    above = axes.get_xaxis_transform()
+    for cut in spec.cuts:
+        place, color = cut.layers + 0.5, "tab:red"
+        axes.axvline(place, color=color, linestyle="--", linewidth=1)
+        axes.text(place, 1.003, f"{cut.number}", transform=above, ha="center", c=color)
+    labels = [f"{x.removeprefix('params/')}  {_units(spec, x)}" for x in spec.perms]
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xlim(0.5, spec.layers + 0.5)
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.set_title(
+        "perms, with their units, and the layers that produce them (orange: an order "
+        "for each value of their groups)\n"
+        "dashed: the cuts, where a partial zip can stop",
+        fontsize=9,
+        pad=16,
+    )
+    return figure
 
 
-def main() -> None:
-    """Traces the model and prints the table, and with --explain all members."""
+def _units(spec: PermutationSpec, name: str) -> str:
+    counts, perm = {**spec.sizes, **spec.indices}, spec.perms[name]
+    return "x".join(str(n) for n in (*(counts[g] for g in perm.groups), perm.size))
+
+
+def _bar(spec: PermutationSpec, name: str) -> str:
+    """Marks the span of a perm; a character stands for one layer or more."""
+    low, high = spec.spans[name]
+    scale = math.ceil(spec.layers / _BAR)
+    marked = range((low - 1) // scale, (high - 1) // scale + 1)
+    length = math.ceil(spec.layers / scale)
+    return "".join("#" if k in marked else "." for k in range(length))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Traces a model, prints the table and draws the picture.
+
+    Args:
+      argv: command line, ``sys.argv[1:]`` if None.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="resnet20, or module:LinenClass")
-    parser.add_argument("--shape", type=int, nargs="+", required=True)
-    parser.add_argument("--outputs", type=int, default=10)
-    parser.add_argument("--explain", action="store_true")
-    options = parser.parse_args()
-    model = _model(options.model, options.outputs)
-    x = jax.ShapeDtypeStruct(tuple(options.shape), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), x)  # pyright: ignore
-    spec = infer_spec(model.apply, params, x)  # pyright: ignore
+    parser.add_argument("model", help="resnet20, or module:factory")
+    parser.add_argument(
+        "--shape", type=int, nargs="+", default=[1, 32, 32, 3], help="of a Linen input"
+    )
+    parser.add_argument("--explain", action="store_true", help="why axes are frozen")
+    parser.add_argument("--output", type=Path, help="a picture, such as perms.png")
+    options = parser.parse_args(argv)
+    try:
+        apply_fn, params, inputs = _arguments(options.model, options.shape)
+    except (ImportError, AttributeError) as error:
+        parser.error(f"{options.model!r} is no model: {error}. Pass module:factory")
+    spec = infer_spec(apply_fn, params, *inputs)
     sys.stdout.write(table(spec) + "\n")
     if options.explain:
         sys.stdout.write("\n" + spec.explain() + "\n")
+    if options.output:
+        _write(draw(spec), options.output)
+
+
+def _arguments(name: str, shape: Sequence[int]) -> tuple[Any, Any, Sequence[Any]]:
+    """Returns ``apply_fn``, shapes of the parameters and inputs of a named model."""
+    if name == "resnet20":
+        made = importlib.import_module("zipjax.models.resnet").ResNet20(10)
+    else:
+        module, _, attribute = name.partition(":")
+        made = getattr(importlib.import_module(module), attribute)()
+    if isinstance(made, tuple):
+        return made
+    x = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+    return made.apply, jax.eval_shape(made.init, jax.random.key(0), x), (x,)
+
+
+def _write(figure: "Figure", path: Path) -> None:
+    """Saves a picture; there is a whole one under its name, or none."""
+    unfinished = path.with_name(f".{path.name}.part")
+    figure.savefig(unfinished, format=path.suffix.removeprefix(".") or "png", dpi=150)
+    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

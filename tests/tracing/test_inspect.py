@@ -1,25 +1,105 @@
-"""The table of perms."""
+"""The table of perms and their picture."""
 
-import sys
+import itertools
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from zipjax import inspect
+from tests.zoo import vits
+from zipjax import Axis, PermutationSpec, infer_spec, inspect
+from zipjax.models import resnet
+
+CUTS = {1: 7, 2: 13, 3: 19}
 
 
-def test_prints_one_row_a_perm_and_the_cuts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    arguments = ["inspect", "resnet20", "--shape", "1", "8", "8", "3", "--explain"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    inspect.main()
+@pytest.fixture(scope="module")
+def vit() -> PermutationSpec:
+    case = vits.CASES["vit-linen-mean"]()
+    return infer_spec(case.apply_fn, case.params, *case.inputs)
+
+
+def plain() -> tuple:
+    """Two layers as a function, without a framework."""
+    shapes = {"a": (5, 7), "b": (7, 2)}
+    params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+    x = jax.ShapeDtypeStruct((1, 5), jnp.float32)
+    return lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, (x,)
+
+
+def test_prints_one_row_a_perm_and_the_cuts(capsys: pytest.CaptureFixture) -> None:
+    inspect.main(["resnet20", "--shape", "1", "8", "8", "3", "--explain"])
     table, _, rest = capsys.readouterr().out.partition("\n\n")
-    rows = [line for line in table.splitlines()[2:] if not line.startswith("===")]
+    rows = [line for line in table.splitlines()[1:] if not line.startswith("===")]
     assert len(rows) == 12
     assert [x for x in table.splitlines() if x.startswith("===")] == [
-        "=== cut 1: 7 layers",
-        "=== cut 2: 13 layers",
-        "=== cut 3: 19 layers",
+        f"=== cut {number}: {layers} of 20 layers" for number, layers in CUTS.items()
     ]
-    assert ".#.................." in rows[0]
+    assert rows[0].split()[:6] == [
+        *("1", "params/layer1_0/conv1", "16", "2", "6", ".#.................."),
+    ]
+    assert rows[3].split()[3:6] == ["1-7", "25", "#######............."]
+    assert "resnet.py" in rows[0]
     assert "frozen axes:" in rest
+
+
+def test_nested_perms_name_their_groups(vit: PermutationSpec) -> None:
+    rows = [line.split() for line in inspect.table(vit).splitlines()[1:]]
+    heads, first, second = rows[:3]
+    assert heads[2:4] == ["4", "2"]  # No groups; the second layer.
+    assert first[2:4] == second[2:4] == ["4x6", heads[0]]
+
+
+def test_table_of_a_deep_network_stays_narrow() -> None:
+    ends = [None, *(f"perm{k}" for k in range(99)), None]
+    axes = {
+        f"layer{k}": (a and Axis(a, "in"), b and Axis(b, "out"))
+        for k, (a, b) in enumerate(itertools.pairwise(ends))
+    }
+    spec = PermutationSpec.declare(axes, {path: np.zeros((4, 4)) for path in axes})
+    lines = inspect.table(spec).splitlines()
+    bars = [line.split()[5] for line in lines[1:] if not line.startswith("===")]
+    assert len(bars) == 99
+    assert {(len(bar), bar.count("#")) for bar in bars} == {(34, 1)}
+
+
+def test_picture_shows_spans_and_cuts() -> None:
+    spec = resnet.spec(resnet.ResNet20(10))
+    (axes,) = inspect.draw(spec).axes
+    bars = [(bar.get_x() + 0.5, bar.get_width()) for bar in axes.patches]
+    assert bars == [
+        (low, high - low + 1) for low, high in map(spec.spans.get, spec.perms)
+    ]
+    lines = [float(line.get_xdata()[0]) - 0.5 for line in axes.lines]
+    assert lines == list(CUTS.values())
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"{name}  {size}" for name, size in spec.sizes.items()]
+    assert axes.get_xlim() == (0.5, 20.5)
+
+
+def test_picture_tells_nested_perms_apart(vit: PermutationSpec) -> None:
+    (axes,) = inspect.draw(vit).axes
+    colors = [bar.get_facecolor() for bar in axes.patches]
+    nested = [bool(perm.groups) for perm in vit.perms.values()]
+    assert len(set(colors)) == 2
+    assert [color == colors[1] for color in colors] == nested
+
+
+def test_picture_of_an_imported_function_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "perms.png"
+    inspect.main([f"{__name__}:plain", "--output", str(output)])
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [output]
+    assert "=== cut 1: 1 of 2 layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["no_such_module:x", "zipjax:no_such_name"])
+def test_unknown_models_are_named(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        inspect.main([name])
+    assert f"{name!r} is no model" in capsys.readouterr().err
