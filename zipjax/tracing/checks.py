@@ -63,14 +63,16 @@ def check_used(reading: Reading) -> None:
 def _check_copies(reading: Reading) -> None:
     """Refuses parameters that are unused while a constant takes their place."""
     program = reading.program
-    shapes = [np.shape(x) for x in program.constants.values() if np.ndim(x) > 1]
+    constants = [x for x in program.constants.values() if np.ndim(x) > 1]
+    alike = {(np.shape(x), jnp.result_type(x)) for x in constants}
     for path, number in program.params.items():
-        shape = program.avals[number].shape
-        if path not in reading.reader.depths and shape in shapes:
+        shape, dtype = program.avals[number].shape, program.avals[number].dtype
+        if path not in reading.reader.depths and (shape, dtype) in alike:
             raise ValueError(
                 f"parameter {path!r} is not used, but the function closes over a "
                 f"constant of its shape {shape}. Perms of constants cannot be found: "
-                "use the parameters that are passed as the first argument"
+                "use the parameters that are passed as the first argument, or leave "
+                "this one out of them"
             )
 
 
