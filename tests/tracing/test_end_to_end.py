@@ -1,5 +1,7 @@
 """A network that nobody declared is merged from its inferred spec alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -42,3 +44,14 @@ def test_units_of_a_loop_have_no_tap() -> None:
     spec = zipjax.infer_spec(case.apply_fn, case.params, *case.inputs)
     with pytest.raises(ValueError, match="outside of loops"):
         zipjax.collect_moments(case.apply_fn, [case.params] * 2, spec, [case.inputs])
+
+
+def test_moments_serve_a_spec_whose_notes_changed() -> None:
+    case = CASES["mlp"]()
+    spec = zipjax.infer_spec(case.apply_fn, case.params, *case.inputs)
+    models = [case.params] * 2
+    moments = zipjax.collect_moments(case.apply_fn, models, spec, [case.inputs])
+    again = dataclasses.replace(spec, notes=None)
+    assert spec.notes is not None
+    assert zipjax.source_of(models, again) == zipjax.source_of(models, spec)
+    zipjax.merge(models, again, zipjax.zipit(), moments=moments)
