@@ -32,8 +32,9 @@ def collect_moments(
 ) -> dict[str, Moments]:
     """Collects the moments of every perm's units, of all models together.
 
-    Units of model i of a perm of n units stand at [i * n, (i + 1) * n). All axes of an
-    activation but the unit axis are samples: of an NHWC tensor, every position.
+    Units of model i of a perm of n units stand at [i * n, (i + 1) * n), those of a
+    perm nested in groups group by group. All other axes of an activation are samples:
+    of an NHWC tensor, every position.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
@@ -87,18 +88,18 @@ def tapped_units(
 ) -> dict[str, Array]:
     """Returns every perm's activations ``[samples, units]`` of one model."""
     program = trace(apply_fn, model, *inputs)
-    taps = find_taps(program, spec)
+    taps = [(perm, x) for perm, both in find_taps(program, spec).items() for x in both]
     values = evaluate(
         program,
         path_leaves(model),
         jax.tree_util.tree_leaves(inputs),
-        [tap.value for tap in taps.values()],
+        [tap.value for _, tap in taps],
     )
-    units = {}
-    for (perm, tap), value in zip(taps.items(), values, strict=True):
-        views = list(unit_views(value, tap.entries, spec.sizes, perm))
-        units[perm] = jnp.concatenate(views)
-    return units
+    views: dict[str, list[Array]] = {perm: [] for perm in spec.perms}
+    for (perm, tap), value in zip(taps, values, strict=True):
+        groups = spec.perms[perm].groups
+        views[perm] += unit_views(value, tap.entries, spec.sizes, perm, groups)
+    return {perm: jnp.concatenate(found) for perm, found in views.items()}
 
 
 class _Collector:
@@ -114,7 +115,7 @@ class _Collector:
         self._models, self._devices = list(models), devices
         self._function = functools.partial(_parallel, apply_fn, spec)
         self._empty = {
-            perm: Moments.empty(len(models) * size) for perm, size in spec.sizes.items()
+            perm: Moments.empty(len(models) * spec.units(perm)) for perm in spec.perms
         }
         self._states: dict[int, tuple[State, list[PyTree]]] = {}
 
@@ -209,7 +210,7 @@ def _check_finite(moments: State, spec: PermutationSpec) -> None:
     for perm, moment in moments.items():
         finite = np.isfinite(np.asarray(jnp.diag(moment.m2) + moment.mean))
         if not finite.all():
-            guilty = sorted({int(u) // spec.sizes[perm] for u in np.where(~finite)[0]})
+            guilty = sorted({int(u) // spec.units(perm) for u in np.where(~finite)[0]})
             raise ValueError(
                 f"the activations of perm {perm!r} are not finite in the models "
                 f"{guilty}: check that their parameters hold no NaN"

@@ -12,7 +12,16 @@ from typing import cast
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.entries import Axis, Entries, Entry, Product, Sum, entry_size, select_member
+from zipjax.entries import (
+    Axis,
+    Entries,
+    Entry,
+    Product,
+    Sum,
+    entry_size,
+    leaf_name,
+    select_member,
+)
 from zipjax.types import Array
 
 
@@ -51,8 +60,30 @@ def map_leaf_axes(
     return function(array, entries)
 
 
+def array_blocks(
+    array: Array, entries: Entries, sizes: Mapping[str, int]
+) -> Iterator[tuple[Array, Entries]]:
+    """Yields the parts of an array between its sums, with leaves as entries."""
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Sum):
+            for parts, piece in _split(array, number, entries, sizes):
+                yield from array_blocks(piece, parts, sizes)
+            return
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Product):
+            opened = _open(array, number, entry.factors, sizes)
+            factors = (*entries[:number], *entry.factors, *entries[number + 1 :])
+            yield from array_blocks(opened, factors, sizes)
+            return
+    yield array, entries
+
+
 def unit_views(
-    array: Array, entries: Entries, sizes: Mapping[str, int], perm: str
+    array: Array,
+    entries: Entries,
+    sizes: Mapping[str, int],
+    perm: str,
+    groups: tuple[str, ...] = (),
 ) -> Iterator[Array]:
     """Yields ``[samples, units]`` views, one for every occurrence of a perm.
 
@@ -61,23 +92,29 @@ def unit_views(
       entries: its axes' entries.
       sizes: number of units of every perm along these axes.
       perm: the perm whose units become the last axis; all else are samples.
+      groups: what the perm is nested in: the units of all groups are told apart.
     """
-    for number, entry in enumerate(entries):
-        if isinstance(entry, Sum):
-            for parts, piece in _split(array, number, entries, sizes):
-                yield from unit_views(piece, parts, sizes, perm)
-            return
-    for number, entry in enumerate(entries):
-        before, behind = entries[:number], entries[number + 1 :]
-        if isinstance(entry, Product):
-            opened = _open(array, number, entry.factors, sizes)
-            factors = (*before, *entry.factors, *behind)
-            yield from unit_views(opened, factors, sizes, perm)
-            return
-    for number, entry in enumerate(entries):
-        if isinstance(entry, Axis) and entry.perm == perm:
-            moved = jnp.moveaxis(array, number, -1)
-            yield moved.reshape(-1, moved.shape[-1])
+    for block, leaves in array_blocks(array, entries, sizes):
+        for number in perm_axes(leaves, perm):
+            yield flat_units(block, unit_axes(leaves, number, groups))
+
+
+def perm_axes(leaves: Entries, perm: str) -> list[int]:
+    """Returns the numbers of the axes that a perm has."""
+    return [k for k, x in enumerate(leaves) if isinstance(x, Axis) and x.perm == perm]
+
+
+def unit_axes(leaves: Entries, number: int, groups: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns the axes of the enclosing groups, outermost first, and of the units."""
+    places = {leaf_name(entry): k for k, entry in enumerate(leaves)}
+    return (*(places[group] for group in groups), number)
+
+
+def flat_units(block: Array, axes: tuple[int, ...]) -> Array:
+    """Returns a block as ``[samples, units]``: the given axes last, as one."""
+    units = math.prod(block.shape[k] for k in axes)
+    last = tuple(range(-len(axes), 0))
+    return jnp.moveaxis(block, axes, last).reshape(-1, units)
 
 
 def _size(entry: Entry, sizes: Mapping[str, int]) -> int:

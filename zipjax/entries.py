@@ -115,6 +115,28 @@ def leaf_name(entry: Entry) -> str | None:
     return None
 
 
+def entry_names(entries: Entries) -> list[str]:
+    """Returns the perms and indices of an array's axes, each once."""
+    leaves = [x for e in entries for x in (*leaf_axes(e), *leaf_indices(e))]
+    return list(dict.fromkeys(name for name in map(leaf_name, leaves) if name))
+
+
+def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
+    """Returns an entry with other names of its perms and indices."""
+    match entry:
+        case Axis():
+            return Axis(names[entry.perm], entry.role)
+        case Index():
+            return Index(names[entry.name], entry.size)
+        case Product(children):
+            return Product(tuple(rename(child, names) for child in children))
+        case Sum(children):
+            return Sum(tuple(rename(child, names) for child in children))
+        case Family(index, children):
+            return Family(index, tuple(rename(child, names) for child in children))
+    return entry
+
+
 def leaf_blocks(entries: Entries) -> Iterator[Entries]:
     """Yields the leaves of an array's axes, for every block between its sums."""
     for number, entry in enumerate(entries):

@@ -1,10 +1,17 @@
 """Merge and unmerge matrices from an assignment (ZipIt!, Section 3)."""
 
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from zipjax.spec import PermutationSpec
 from zipjax.types import Array
+
+Assignments: TypeAlias = Mapping[str, Int[np.ndarray, "*_groups _total"]]
+"""Where the units of every perm go; nested perms by merged group."""
 
 # Weights are multiples of this: sums of float32 below 1 are then exact in any order.
 _QUANTUM = 2.0**-23
@@ -57,13 +64,62 @@ def merge_matrices(
 
 
 def model_matrices(
-    assignment: Int[np.ndarray, "total"], num_models: int
-) -> tuple[Float[Array, "models units n"], Float[Array, "models n units"]]:
-    """Returns the blocks M_i and U_i of every model, stacked."""
-    merge, unmerge = merge_matrices(assignment, num_models)
-    units = merge.shape[0]
-    blocks = merge.reshape(units, num_models, -1).transpose(1, 0, 2)
-    return jnp.asarray(blocks), jnp.asarray(unmerge.reshape(num_models, -1, units))
+    assignments: Assignments, spec: PermutationSpec, num_models: int
+) -> dict[str, tuple[Array, Array]]:
+    """Returns M and U of every model and assigned perm.
+
+    Args:
+      assignments: ``{perm: assignment [*groups, N*n]}``. The groups of a nested perm
+        are the merged ones: its row k tells where the units go of those groups of the
+        models that were merged to group k, ``n`` units of each model.
+      spec: the permutation spec.
+      num_models: number of models N.
+
+    Returns:
+      ``{perm: (M [models, *groups, units, n], U [models, *groups, n, units])}``, where
+      the groups are in each model's own order.
+    """
+    found = {}
+    for perm, assignment in assignments.items():
+        places = _merged_groups(assignments, spec, perm, num_models)
+        rows = [merge_matrices(row, num_models) for row in _rows(assignment)]
+        merge = np.stack([m for m, _ in rows])
+        unmerge = np.stack([u for _, u in rows])
+        size, units = spec.perms[perm].size, merge.shape[1]
+        merge = merge.reshape(-1, units, num_models, size).transpose(2, 0, 1, 3)
+        unmerge = unmerge.reshape(-1, num_models, size, units).transpose(1, 0, 2, 3)
+        models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
+        found[perm] = (
+            jnp.asarray(merge[models, places]),
+            jnp.asarray(unmerge[models, places]),
+        )
+    return found
+
+
+def _merged_groups(
+    assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
+) -> Int[np.ndarray, "models *groups"]:
+    """Returns the row of a nested perm's assignment that each model's groups have."""
+    groups, sizes = spec.perms[perm].groups, spec.group_sizes(perm)
+    # Of one model and group: the merged groups, from the outermost inwards.
+    merged: dict[str, np.ndarray] = {}
+    models = np.arange(num_models).reshape(-1, *[1] * len(sizes))
+    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
+        shape = [1] * len(sizes)
+        shape[number] = size
+        own = np.arange(size).reshape(1, *shape)
+        if group in assignments:
+            outer = tuple(merged[name] for name in spec.perms[group].groups)
+            own = assignments[group][(*outer, models * size + own)]
+        merged[group] = own
+    rows = np.zeros((num_models, *sizes), int)
+    for group, size in zip(groups, sizes, strict=True):
+        rows = rows * size + merged[group]
+    return rows
+
+
+def _rows(assignment: Int[np.ndarray, "*groups total"]) -> Iterator[np.ndarray]:
+    yield from np.reshape(assignment, (-1, np.shape(assignment)[-1]))
 
 
 def _equal_weights(count: int) -> Float[np.ndarray, "count"]:

@@ -1,11 +1,204 @@
-"""Similarities of the concatenated units of all models, for the matchers."""
+"""Similarities of the concatenated units of all models, for the matchers.
 
+Activations are compared by their correlation (ZipIt!, Section 3), weights by all
+parameters that touch a unit (Git Re-Basin, Section 3.2; MuDSC, Eq. 6), or both by the
+blend of MuDSC's Eq. 4.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from zipjax.compounds import array_blocks, flat_units, unit_axes
+from zipjax.entries import Axis, Entries, entry_names, rename
+from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
+from zipjax.types import Array, Leaves
+from zipjax.weights import Matrices, multiply_axes
+
+Metric = Literal["correlation", "cosine", "inner"]
+Units = Float[np.ndarray, "units units"]
 
 
-def activation_similarity(moments: Moments) -> Float[np.ndarray, "units units"]:
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """What is compared when units are matched.
+
+    Attributes:
+      balance: weight of the weight space, in [0, 1]: 0 compares activations only, 1
+        weights only (MuDSC, Eq. 4, where it is called alpha).
+      metric: how weights are compared: by their "correlation", their "cosine", or
+        their "inner" product, which is what Git Re-Basin maximises.
+      swapped: with which matrix a unit's weights are brought into the merged space of
+        the other perms that they touch. MuDSC's reference takes M on consumed and U on
+        produced axes, the opposite of how weights are merged; so does True. False
+        takes U on consumed and M on produced ones. For permutations they are the same.
+
+    Raises:
+      ValueError: if the balance lies outside [0, 1] or the metric is unknown, or if
+        inner products, which have no scale, are to be blended.
+    """
+
+    balance: float
+    metric: Metric = "correlation"
+    swapped: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance = {self.balance} must lie in [0, 1]")
+        if self.metric not in ("correlation", "cosine", "inner"):
+            raise ValueError(
+                f"metric = {self.metric!r} is unknown: choose 'correlation', 'cosine' "
+                "or 'inner'"
+            )
+        if self.metric == "inner" and self.balance < 1:
+            raise ValueError(
+                f"inner products have no scale to blend with balance {self.balance}: "
+                "choose the metric 'correlation' or 'cosine'"
+            )
+
+
+def activation_similarity(moments: Moments) -> Units:
     """Returns the correlations of the units' activations, in float64 on the host."""
     return np.asarray(moments.correlation(), np.float64)
+
+
+def weight_similarity(
+    stacked: Leaves,
+    spec: PermutationSpec,
+    perm: str,
+    matrices: Matrices,
+    *,
+    metric: Metric = "correlation",
+    swapped: bool = True,
+    once: bool = False,
+) -> Units | None:
+    """Compares all parameters that touch the units of a perm (MuDSC, Eq. 6).
+
+    A unit is represented by the concatenation of its part of every parameter, whose
+    other axes are brought into the merged space of the other perms. A parameter with
+    units of a perm that is nested in this one is compared there.
+
+    Args:
+      stacked: the parameters that count, of all models, ``[models, ...]`` by path.
+      spec: the permutation spec.
+      perm: the perm.
+      matrices: M and U of the merged perms, as they are matched now.
+      metric: how weights are compared.
+      swapped: see :class:`Similarity`.
+      once: divide a parameter among its merged axes, so that it counts once in the sum
+        over all perms.
+
+    Returns:
+      ``[N*n, N*n]`` in float64 on the host, of the units of all groups of all models;
+      None if no parameter is compared here.
+    """
+    num_models = next(iter(stacked.values())).shape[0]
+    total = Moments.empty(num_models * spec.units(perm))
+    paths = dict.fromkeys(path for path, _, _ in spec.members(perm) if path in stacked)
+    for path in paths:
+        entries = spec.axes[path]
+        # Perms go by number: parameters of one shape share a compiled program.
+        names = {name: str(k) for k, name in enumerate(entry_names(entries))}
+        perms = tuple(
+            (short, _renamed(spec.perms[name], names))
+            for name, short in names.items()
+            if name in spec.perms
+        )
+        total = _add_parameter(
+            total,
+            stacked[path],
+            {names[p]: matrices[p] for p in names if p in matrices},
+            entries=tuple(rename(entry, names) for entry in entries),
+            perms=perms,
+            perm=names[perm],
+            swapped=swapped,
+            once=once,
+        )
+    return np.asarray(_compare(total, metric), np.float64) if total.count else None
+
+
+@jax.jit(static_argnames=("entries", "perms", "perm", "swapped", "once"))
+def _add_parameter(
+    total: Moments,
+    leaf: Array,
+    matrices: Matrices,
+    *,
+    entries: Entries,
+    perms: tuple[tuple[str, Perm], ...],
+    perm: str,
+    swapped: bool,
+    once: bool,
+) -> Moments:
+    """Adds what a parameter of all models says of the units of a perm."""
+    every = dict(perms)
+    sizes = {name: x.size for name, x in every.items()}
+
+    def views(leaf: Array, own: Matrices) -> list[Array]:
+        return [
+            _merged_view(block, axes, number, every, own, once=once)
+            for block, axes in array_blocks(leaf, entries, sizes)
+            for number in _compared_axes(axes, every)
+            if axes[number].perm == perm
+        ]
+
+    num_models = leaf.shape[0]
+    # N times M: where it permutes, it does no more than that.
+    scaled = {p: (num_models * m, u) for p, (m, u) in matrices.items()}
+    if swapped:
+        scaled = {p: _transposed(*both) for p, both in scaled.items()}
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    for view in jax.vmap(views)(wide, scaled):
+        total = total.update(jnp.concatenate(list(view), axis=1))
+    return total
+
+
+def _merged_view(
+    block: Array,
+    axes: Entries,
+    number: int,
+    perms: Mapping[str, Perm],
+    own: Matrices,
+    *,
+    once: bool,
+) -> Array:
+    """Returns ``[samples, units]`` of one axis, the others in the merged space."""
+    units = unit_axes(axes, number, perms[axes[number].perm].groups)
+    others = [k for k in range(len(axes)) if k not in units]
+    merged = multiply_axes(block, axes, perms, own, numbers=others)
+    view = flat_units(merged, units)
+    return view / len(_compared_axes(axes, perms)) ** 0.5 if once else view
+
+
+def _compared_axes(axes: Entries, perms: Mapping[str, Perm]) -> list[int]:
+    """Returns the axes by whose perms a block is compared: not by their groups."""
+    names = [axis.perm if isinstance(axis, Axis) else None for axis in axes]
+    groups = {group for name in names if name for group in perms[name].groups}
+    return [k for k, name in enumerate(names) if name and name not in groups]
+
+
+def _transposed(merge: Array, unmerge: Array) -> tuple[Array, Array]:
+    """Returns the matrices for M on consumed and U on produced axes."""
+    return jnp.swapaxes(unmerge, -1, -2), jnp.swapaxes(merge, -1, -2)
+
+
+def _renamed(perm: Perm, names: Mapping[str, str]) -> Perm:
+    return Perm(perm.size, tuple(names[group] for group in perm.groups))
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _compare(total: Moments, metric: Metric) -> Array:
+    if metric == "correlation":
+        return total.correlation()
+    inner = total.m2 + total.count * jnp.outer(total.mean, total.mean)
+    if metric == "inner":
+        return inner
+    norms = jnp.sqrt(jnp.maximum(jnp.diag(inner), 0))
+    scale = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    return jnp.clip(inner * scale[:, None] * scale[None, :], -1, 1)

@@ -6,6 +6,7 @@ network's function; :mod:`zipjax.entries` says what an axis may be tied to.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -111,6 +112,15 @@ class PermutationSpec:
     def sizes(self) -> dict[str, int]:
         """Number of units of every perm, in depth order."""
         return {name: perm.size for name, perm in self.perms.items()}
+
+    def group_sizes(self, perm: str) -> Shape:
+        """Returns the sizes of what encloses a perm, outermost first."""
+        counts = {**self.sizes, **self.indices}
+        return tuple(counts[group] for group in self.perms[perm].groups)
+
+    def units(self, perm: str) -> int:
+        """Returns the number of units of a perm in all groups of a model."""
+        return math.prod(self.group_sizes(perm)) * self.perms[perm].size
 
     @property
     def indices(self) -> dict[str, int]:

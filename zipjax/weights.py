@@ -1,25 +1,29 @@
 """Merged weights W* = sum_i M_i W_i U_i, by einsum over the permutation spec."""
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zipjax.compounds import map_leaf_axes
-from zipjax.entries import Axis, Entries
+from zipjax.entries import Axis, Entries, leaf_name
+from zipjax.spec import Perm, PermutationSpec
 from zipjax.types import Array, Leaves
 
 Matrices = Mapping[str, tuple[Array, Array]]
-"""M ``[models, units, n]`` and U ``[models, n, units]`` by perm."""
+"""M ``[models, *groups, units, n]`` and U ``[models, *groups, n, units]`` by perm.
+
+Perms nested in others have one pair for each of the models' own groups.
+"""
 
 
 def merge_leaf(
-    leaves: Sequence[Array],
+    leaves: Array,
     entries: Entries,
-    sizes: Mapping[str, int],
+    perms: Mapping[str, Perm],
     matrices: Matrices,
+    shares: Array,
 ) -> Array:
     """Merges one parameter of all models: sum_i M_i W_i U_i (ZipIt!, Appendix A).
 
@@ -30,100 +34,127 @@ def merge_leaf(
     :func:`zipjax.reset_batch_stats`. An axis without a perm is averaged.
 
     Args:
-      leaves: the parameter of every model, of one shape.
+      leaves: the parameter of every model, ``[models, ...]``.
       entries: its axes' entries.
-      sizes: number of units of every perm before merging.
+      perms: the spec's perms, with their sizes before merging.
       matrices: M and U of every perm that is merged.
+      shares: N times the models' interpolation weights, ``[models]``: 1 for equal ones.
 
     Returns:
       The merged parameter, computed in float32 or better, of the models' dtype.
     """
-    num_models = len(leaves)
+    num_models = leaves.shape[0]
+    sizes = {name: perm.size for name, perm in perms.items()}
 
-    def contribution(model: int) -> Array:
+    def contribution(leaf: Array, own: Matrices) -> Array:
         def multiply(array: Array, axes: Entries) -> Array:
-            merged = [x for x in axes if isinstance(x, Axis) and x.perm in matrices]
+            merged = [x for x in axes if isinstance(x, Axis) and x.perm in own]
             produced = sum(axis.role == "out" for axis in merged)
             # Every M sums to 1 over the models; so must their product.
             scale = float(num_models) ** (produced - 1)
-            return scale * _multiply(array, axes, matrices, model)
+            return scale * multiply_axes(array, axes, perms, own)
 
-        wide = leaves[model].astype(_wide(leaves[model]))
-        return map_leaf_axes(wide, entries, sizes, multiply)
+        return map_leaf_axes(leaf, entries, sizes, multiply)
 
-    total = functools.reduce(jnp.add, map(contribution, range(num_models)))
-    return total.astype(leaves[0].dtype)
+    parts = jax.vmap(contribution)(leaves.astype(_wide(leaves)), matrices)
+    total = jnp.tensordot(shares, parts, 1, precision=jax.lax.Precision.HIGHEST)
+    return total.astype(leaves.dtype)
 
 
 def unmerge_leaf(
-    leaf: Array,
-    model: int,
-    entries: Entries,
-    sizes: Mapping[str, int],
-    matrices: Matrices,
+    leaf: Array, entries: Entries, perms: Mapping[str, Perm], own: Matrices
 ) -> Array:
-    """Lets a parameter that stays the model's own read merged units: W_i U_i."""
+    """Lets a parameter that stays the model's own read merged units: W_i U_i.
+
+    Args:
+      leaf: the parameter of one model.
+      entries: its axes' entries.
+      perms: the spec's perms.
+      own: M_i and U_i of this model.
+    """
 
     def multiply(array: Array, axes: Entries) -> Array:
-        consumed = tuple(axis if _role(axis) == "in" else None for axis in axes)
-        return _multiply(array, consumed, matrices, model)
+        consumed = [k for k, x in enumerate(axes) if getattr(x, "role", "") == "in"]
+        return multiply_axes(array, axes, perms, own, numbers=consumed)
 
+    sizes = {name: perm.size for name, perm in perms.items()}
     out = map_leaf_axes(leaf.astype(_wide(leaf)), entries, sizes, multiply)
     return out.astype(leaf.dtype)
 
 
-@jax.jit(static_argnames=("axes", "sizes", "trunk"))
+@jax.jit(static_argnames=("spec", "trunk"))
 def merge_all(
     models: Sequence[Leaves],
+    heads: Sequence[Sequence[Leaves]],
     matrices: Matrices,
+    shares: Array,
     *,
-    axes: tuple[tuple[str, Entries], ...],
-    sizes: tuple[tuple[str, int], ...],
+    spec: PermutationSpec,
     trunk: frozenset[str],
 ) -> tuple[dict[str, Array], list[dict[str, Array]]]:
     """Merges all parameters in one compiled call.
 
     Args:
-      models: every model's parameters by path.
+      models: every model's parameters by path, as far as they are in the trunk.
+      heads: every model's own parameters, for each of its heads.
       matrices: M and U of the zipped perms.
-      axes: the spec's entries, by path.
-      sizes: number of units of every perm.
+      shares: N times the models' interpolation weights, ``[models]``.
+      spec: the permutation spec.
       trunk: the paths that are shared; the others stay each model's own.
 
     Returns:
-      The trunk's leaves and every model's own leaves, by path.
+      The trunk's leaves and every head's own leaves, by path.
     """
-    units, shared = dict(sizes), {}
-    heads: list[dict[str, Any]] = [{} for _ in models]
-    for path, entries in axes:
-        leaves = [model[path] for model in models]
+    own = [
+        (leaves, {perm: (m[k], u[k]) for perm, (m, u) in matrices.items()})
+        for k, of_model in enumerate(heads)
+        for leaves in of_model
+    ]
+    shared: dict[str, Array] = {}
+    unmerged: list[dict[str, Array]] = [{} for _ in own]
+    for path, entries in spec.axes.items():
         if path in trunk:
-            shared[path] = merge_leaf(leaves, entries, units, matrices)
+            stacked = jnp.stack([model[path] for model in models])
+            shared[path] = merge_leaf(stacked, entries, spec.perms, matrices, shares)
         else:
-            for number, (head, leaf) in enumerate(zip(heads, leaves, strict=True)):
-                head[path] = unmerge_leaf(leaf, number, entries, units, matrices)
-    return shared, heads
+            for out, (leaves, mine) in zip(unmerged, own, strict=True):
+                out[path] = unmerge_leaf(leaves[path], entries, spec.perms, mine)
+    return shared, unmerged
 
 
-def _multiply(array: Array, axes: Entries, matrices: Matrices, model: int) -> Array:
-    """Multiplies M_i or U_i to every axis that has a merged perm."""
+def multiply_axes(
+    array: Array,
+    axes: Entries,
+    perms: Mapping[str, Perm],
+    own: Matrices,
+    *,
+    numbers: Collection[int] | None = None,
+) -> Array:
+    """Multiplies one model's M to produced and its U to consumed axes.
+
+    Args:
+      array: an array whose entries are leaves.
+      axes: its entries; those without a merged perm stay as they are.
+      perms: the spec's perms: units nested in groups have their own M and U in each.
+      own: M_i ``[*groups, units, n]`` and U_i ``[*groups, n, units]`` by perm.
+      numbers: numbers of the axes to multiply; by default all.
+    """
+    places = {leaf_name(axis): k for k, axis in enumerate(axes)}
     operands: list[Any] = [array, list(range(array.ndim))]
     result = list(range(array.ndim))
     for number, axis in enumerate(axes):
-        if isinstance(axis, Axis) and axis.perm in matrices:
-            merge, unmerge = matrices[axis.perm]
+        chosen = numbers is None or number in numbers
+        if chosen and isinstance(axis, Axis) and axis.perm in own:
+            groups = [places[group] for group in perms[axis.perm].groups]
+            merge, unmerge = own[axis.perm]
             result[number] = array.ndim + number
             if axis.role == "out":
-                operands += [merge[model], [result[number], number]]
+                operands += [merge, [*groups, result[number], number]]
             else:
-                operands += [unmerge[model], [number, result[number]]]
+                operands += [unmerge, [*groups, number, result[number]]]
     if len(operands) == 2:
         return array
     return jnp.einsum(*operands, result, precision=jax.lax.Precision.HIGHEST)
-
-
-def _role(axis: Any) -> str | None:
-    return axis.role if isinstance(axis, Axis) else None
 
 
 def _wide(leaf: Array) -> jnp.dtype:

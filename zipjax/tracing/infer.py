@@ -13,7 +13,7 @@ from zipjax.tracing.nodes import Node, find, leaves
 from zipjax.tracing.reading import Reading
 from zipjax.tracing.roles import with_roles
 from zipjax.tracing.sources import describe, user_line
-from zipjax.tracing.taps import Tap, read_taps
+from zipjax.tracing.taps import Tap, Taps, read_taps
 from zipjax.types import ApplyFn, PyTree
 
 
@@ -29,7 +29,7 @@ class Inference:
     """
 
     spec: PermutationSpec
-    taps: Mapping[str, Tap]
+    taps: Taps
     program: Program
     unknown: Mapping[str, int]
 
@@ -80,7 +80,10 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
         depths={path: reading.reader.depths.get(path, 0) for path in axes},
         notes=Notes(
             frozen=_reasons(reading, perms),
-            taps={name: _described(tap, reading) for name, tap in taps.items()},
+            taps={
+                name: " and ".join(_described(tap, reading) for tap in both)
+                for name, both in taps.items()
+            },
         ),
     )
     return Inference(spec, taps, program, reading.reader.unknown)

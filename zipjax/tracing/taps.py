@@ -1,7 +1,7 @@
 """Taps of perms, from the axes of all values of a reading.
 
 The tap of a perm is the input of the last parameter that consumes it, or, where it is
-consumed by another value only (the queries of an attention), the first of the two.
+consumed by another value only (queries by keys), the two of them.
 Reductions right before it, such as a global average pooling, are stepped over.
 """
 
@@ -39,7 +39,11 @@ class Tap:
     entries: Entries
 
 
-def find_taps(program: Program, spec: PermutationSpec) -> dict[str, Tap]:
+Taps = dict[str, tuple[Tap, ...]]
+"""The taps of every perm: one, or both operands of a product of two values."""
+
+
+def find_taps(program: Program, spec: PermutationSpec) -> Taps:
     """Finds the taps of a spec's perms.
 
     Args:
@@ -63,39 +67,40 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, Tap]:
     return {perm: taps[perm] for perm in spec.perms}
 
 
-def read_taps(reading: Reading, names: Mapping[Node, str]) -> dict[str, Tap]:
+def read_taps(reading: Reading, names: Mapping[Node, str]) -> Taps:
     """Finds the taps of the perms that leaves of a reading belong to."""
     places = {**_places(reading, mixed=True), **_places(reading, mixed=False)}
     producers = reading.program.producers()
     taps = {}
-    for leaf, value in places.items():
+    for leaf, operands in places.items():
         if leaf in names:
-            value = _before_reductions(reading, producers, leaf, value)
+            before = [_before_reductions(reading, producers, leaf, x) for x in operands]
             try:
-                entries = to_entries(reading.values[value].axes, names.get)
+                taps[names[leaf]] = tuple(
+                    Tap(x, simplified(to_entries(reading.values[x].axes, names.get)))
+                    for x in before
+                )
             except FamilyError:
                 continue
-            taps[names[leaf]] = Tap(value, simplified(entries))
     return taps
 
 
-def _places(reading: Reading, *, mixed: bool) -> dict[Node, ValueId]:
-    """Returns where each leaf is last consumed.
+def _places(reading: Reading, *, mixed: bool) -> dict[Node, tuple[ValueId, ...]]:
+    """Returns the values as which each leaf is last consumed.
 
     Args:
       reading: a reading of the program.
       mixed: whether by another value that depends on data; else by a parameter.
     """
-    found: dict[Node, ValueId] = {}
+    found: dict[Node, tuple[ValueId, ...]] = {}
     for pair in reading.reader.contractions:
         if pair.equation is None or mixed != (pair.left_data and pair.right_data):
             continue
-        side = 0 if pair.left_data else 1
-        value = pair.equation.operands[side]
-        if isinstance(value, Literal) or not (pair.left_data or pair.right_data):
-            continue
-        for leaf in leaves((pair.left, pair.right)[side]):
-            found[find(leaf)] = value
+        sides = [k for k, data in enumerate((pair.left_data, pair.right_data)) if data]
+        operands = [pair.equation.operands[k] for k in sides]
+        values = tuple(dict.fromkeys(x for x in operands if not isinstance(x, Literal)))
+        for leaf in leaves((pair.left, pair.right)[sides[0]]) if values else ():
+            found[find(leaf)] = values
     return found
 
 
