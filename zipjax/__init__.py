@@ -6,7 +6,13 @@ from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
 from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
 from zipjax.evaluation import Evaluation, evaluate
-from zipjax.matching import match_align, match_identity, match_zip
+from zipjax.matching import (
+    match_align,
+    match_grouped_align,
+    match_grouped_zip,
+    match_identity,
+    match_zip,
+)
 from zipjax.matrices import merge_matrices
 from zipjax.merging import match, merge, merge_units
 from zipjax.partial import Merged, apply, flops
@@ -42,6 +48,8 @@ __all__ = [
     "load",
     "match",
     "match_align",
+    "match_grouped_align",
+    "match_grouped_zip",
     "match_identity",
     "match_zip",
     "merge",

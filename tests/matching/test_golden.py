@@ -1,4 +1,4 @@
-"""Zip and align against what ZipIt!'s reference implementation returns."""
+"""Zip and align against what ZipIt!'s and MuDSC's reference implementations return."""
 
 import json
 import os
@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zipjax.matching import match_align, match_zip
+from zipjax.matching import (
+    match_align,
+    match_grouped_align,
+    match_grouped_zip,
+    match_zip,
+)
 
 SHARED = os.environ.get("ZIPJAX_SHARED")
 GOLDEN = Path(SHARED or ".") / "golden"
@@ -57,4 +62,27 @@ def test_zip_is_the_reference_unit_for_unit(golden, case):
 def test_align_is_the_reference_unit_for_unit(golden, case):
     similarity = correlation(golden[f"{case['key']}/covariance"])
     assignment = match_align(similarity, case["num_models"])
+    check_same_partition(assignment, golden[f"{case['key']}/unmerge"])
+
+
+@pytest.mark.parametrize("case", cases("group_permute"))
+def test_grouped_align_is_the_reference_unit_for_unit(golden, case):
+    assignment = match_grouped_align(
+        golden[f"{case['key']}/similarity"],
+        case["num_models"],
+        num_groups=case["groups"],
+    )
+    check_same_partition(assignment, golden[f"{case['key']}/unmerge"])
+
+
+@pytest.mark.parametrize("case", cases("group_zip"))
+def test_grouped_zip_is_the_reference_unit_for_unit(golden, case):
+    assignment = match_grouped_zip(
+        golden[f"{case['key']}/similarity"],
+        case["num_models"],
+        num_groups=case["groups"],
+        alpha=case["alpha"],
+        beta=case["beta"],
+    )
+    assert assignment.max() + 1 == case["groups"] * case["units_per_group"]
     check_same_partition(assignment, golden[f"{case['key']}/unmerge"])

@@ -42,13 +42,14 @@ def check_num_models(size: int, num_models: int) -> int:
 
 
 def check_similarity(
-    similarity: ArrayLike, num_models: int
+    similarity: ArrayLike, num_models: int, name: str = "similarity"
 ) -> tuple[Float64[np.ndarray, "units units"], int]:
     """Return the similarity as float64 and the number of units of each model.
 
     Args:
       similarity: ``[N*n, N*n]``.
       num_models: number of models, N.
+      name: what the error calls it.
 
     Returns:
       The matrix (the caller's own array if it was float64: not to be written to) and
@@ -61,20 +62,20 @@ def check_similarity(
     matrix = np.asarray(similarity)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(
-            f"similarity has shape {matrix.shape}, but a square matrix [N*n, N*n] is "
+            f"{name} has shape {matrix.shape}, but a square matrix [N*n, N*n] is "
             "needed: pass the similarity of every unit of all models with every other"
         )
     units = check_num_models(matrix.shape[0], operator.index(num_models))
     if np.iscomplexobj(matrix):
         raise ValueError(
-            f"similarity has dtype {matrix.dtype}, but real numbers are needed: pass "
+            f"{name} has dtype {matrix.dtype}, but real numbers are needed: pass "
             "its real part or its magnitude"
         )
     matrix = matrix.astype(np.float64, copy=False)
     bad = matrix.size - np.count_nonzero(np.isfinite(matrix))
     if bad:
         raise ValueError(
-            f"similarity has {bad} of {matrix.size} entries that are NaN or infinite: "
+            f"{name} has {bad} of {matrix.size} entries that are NaN or infinite: "
             "give units without variance a finite similarity, such as 0"
         )
     return matrix, units
@@ -110,7 +111,7 @@ def symmetric_copy(
     if gap > _SYMMETRY_TOLERANCE * scale:
         raise ValueError(
             f"similarity and its transpose differ by up to {gap:.3g} (its largest "
-            f"entry is {scale:.3g}), but a zip needs a symmetric matrix: pass "
+            f"entry is {scale:.3g}), but a symmetric matrix is needed: pass "
             "(similarity + similarity.T) / 2"
         )
     return copy
