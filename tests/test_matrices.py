@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zipjax import merge_matrices
+from zipjax import Axis, Perm, PermutationSpec, merge_matrices
 from zipjax.matrices import model_matrices
 
 
@@ -46,7 +46,9 @@ def test_unmerge_is_one_hot_and_merge_averages(assignment):
 
 def test_blocks_of_the_models():
     # Two models of three units; merged unit 0 takes two of the second model's.
-    blocks, copies = model_matrices(np.array([0, 1, 2, 2, 0, 0]), 2)
+    spec = PermutationSpec({"w": (Axis("a", "in"), Axis("a", "out"))}, {"a": Perm(3)})
+    assignments = {"a": np.array([0, 1, 2, 2, 0, 0])}
+    blocks, copies = model_matrices(assignments, spec, 2)["a"]
     third = 1 / 3
     expected = [
         [[third, 0, 0], [0, 1, 0], [0, 0, 0.5]],

@@ -6,7 +6,15 @@ import pytest
 from scipy.linalg import block_diag
 
 from tests.networks import relative_error
-from zipjax import Axis, Fixed, Product, Sum, merge_matrices
+from zipjax import (
+    Axis,
+    Fixed,
+    Perm,
+    PermutationSpec,
+    Product,
+    Sum,
+    merge_matrices,
+)
 from zipjax.matrices import model_matrices
 from zipjax.weights import merge_leaf, unmerge_leaf
 
@@ -37,6 +45,17 @@ ENTRIES = {
     "product of a sum": (Product((Fixed(2), Sum((A_IN, B_IN)))), A_OUT),
     "two compounds": (Product((Fixed(2), B_IN)), Sum((A_OUT, B_OUT))),
 }
+
+
+SPEC = PermutationSpec(
+    {"produced": (A_OUT, B_OUT, FREE), "consumed": (A_IN, B_IN, Axis("free", "in"))},
+    {perm: Perm(size) for perm, size in SIZES.items()},
+)
+
+
+def merged(leaves, entries, matrices):
+    shares = jnp.ones(len(leaves))
+    return merge_leaf(jnp.stack(leaves), entries, SPEC.perms, matrices, shares)
 
 
 def assignments(num_models):
@@ -103,7 +122,7 @@ def case(entries, num_models, dtype=np.float32):
     shape = [length(entry) for entry in entries]
     leaves = [rng.normal(size=shape).astype(dtype) for _ in range(num_models)]
     chosen = assignments(num_models)
-    ours = {perm: model_matrices(a, num_models) for perm, a in chosen.items()}
+    ours = model_matrices(chosen, SPEC, num_models)
     dense = {}
     for perm, assignment in chosen.items():
         one_hot = assignment[:, None] == np.arange(assignment.max() + 1)
@@ -115,7 +134,7 @@ def case(entries, num_models, dtype=np.float32):
 @pytest.mark.parametrize("entries", ENTRIES.values(), ids=ENTRIES.keys())
 def test_merged_leaves_are_what_dense_matrices_give(entries, num_models):
     leaves, ours, dense = case(entries, num_models)
-    found = merge_leaf([jnp.asarray(x) for x in leaves], entries, SIZES, ours)
+    found = merged(leaves, entries, ours)
     assert found.dtype == jnp.float32
     wide = [leaf.astype(np.float64) for leaf in leaves]
     assert relative_error(found, dense_merge(wide, entries, dense)) < 1e-6
@@ -125,7 +144,8 @@ def test_merged_leaves_are_what_dense_matrices_give(entries, num_models):
 def test_leaves_of_a_head_are_unmerged_where_they_consume(entries):
     leaves, ours, dense = case(entries, 2)
     for model, leaf in enumerate(leaves):
-        found = unmerge_leaf(jnp.asarray(leaf), model, entries, SIZES, ours)
+        own = {perm: (m[model], u[model]) for perm, (m, u) in ours.items()}
+        found = unmerge_leaf(jnp.asarray(leaf), entries, SPEC.perms, own)
         operators = [operator(e, model, dense, ("in",)) for e in entries]
         expected = apply_operators(leaf.astype(np.float64), operators)
         # One-hot matrices copy and add; sums of a few weights differ by rounding.
@@ -140,7 +160,7 @@ def test_a_plain_kernel_is_the_block_diagonal_formula():
     merge, _ = merge_matrices(chosen["b"], 3)
     blocks = block_diag(*leaves).astype(np.float64)
     expected = unmerge.T @ blocks @ merge.T
-    found = merge_leaf([jnp.asarray(x) for x in leaves], ENTRIES["kernel"], SIZES, ours)
+    found = merged(leaves, ENTRIES["kernel"], ours)
     assert relative_error(found, expected) < 1e-6
 
 
@@ -148,7 +168,7 @@ def test_a_plain_kernel_is_the_block_diagonal_formula():
 @pytest.mark.parametrize("name", ["kernel", "flatten", "bias"])
 def test_half_precision_is_kept_and_computed_in_float32(name, dtype):
     leaves, ours, dense = case(ENTRIES[name], 3, dtype)
-    found = merge_leaf([jnp.asarray(x) for x in leaves], ENTRIES[name], SIZES, ours)
+    found = merged(leaves, ENTRIES[name], ours)
     assert found.dtype == dtype
     wide = [leaf.astype(np.float64) for leaf in leaves]
     expected = dense_merge(wide, ENTRIES[name], dense)

@@ -1,9 +1,11 @@
 """zipjax: merge trained JAX networks into one multi-task model, without training."""
 
 from zipjax.activations import collect_moments, source_of
+from zipjax.assign import match
 from zipjax.batch_stats import reset_batch_stats
 from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
+from zipjax.descent import Schedule, Sweep
 from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
 from zipjax.evaluation import Evaluation, evaluate
 from zipjax.matching import (
@@ -14,9 +16,18 @@ from zipjax.matching import (
     match_zip,
 )
 from zipjax.matrices import merge_matrices
-from zipjax.merging import match, merge, merge_units
+from zipjax.merging import merge, merge_units
 from zipjax.partial import Merged, apply, flops
-from zipjax.recipes import Recipe, average, permute, zipit
+from zipjax.recipes import (
+    Recipe,
+    average,
+    git_rebasin,
+    mudsc,
+    permute,
+    weight_zip,
+    zipit,
+)
+from zipjax.similarity import Similarity, activation_similarity, weight_similarity
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
 from zipjax.tracing import infer_spec
@@ -37,13 +48,18 @@ __all__ = [
     "PermutationSpec",
     "Product",
     "Recipe",
+    "Schedule",
+    "Similarity",
     "SpecError",
     "Sum",
+    "Sweep",
+    "activation_similarity",
     "apply",
     "average",
     "collect_moments",
     "evaluate",
     "flops",
+    "git_rebasin",
     "infer_spec",
     "load",
     "match",
@@ -55,6 +71,7 @@ __all__ = [
     "merge",
     "merge_matrices",
     "merge_units",
+    "mudsc",
     "permute",
     "permute_params",
     "random_permutations",
@@ -62,5 +79,7 @@ __all__ = [
     "save",
     "source_of",
     "verify_spec",
+    "weight_similarity",
+    "weight_zip",
     "zipit",
 ]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax.compounds import unit_views
+from zipjax.partial import heads_of
 from zipjax.program import evaluate, trace
 from zipjax.spec import PermutationSpec
 from zipjax.stats import Moments
@@ -40,7 +41,8 @@ def collect_moments(
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
         Must be hashable (a function, or a bound method of a Flax module): the same one
         is compiled once.
-      models: parameter pytrees of one architecture.
+      models: parameter pytrees of one architecture; of a merged model with heads, what
+        lies behind its trunk is read with the first one.
       spec: the permutation spec.
       batches: an iterable of batches; every batch is read once.
       inputs: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
@@ -56,6 +58,7 @@ def collect_moments(
       ValueError: if the models or the spec do not fit together, if there are no
         batches, if a batch is empty or holds NaN, or if activations are not finite.
     """
+    models = [heads_of(model)[0] for model in models]
     check_models(models)
     for model in models:
         spec.validate(model)
@@ -76,7 +79,7 @@ def source_of(models: Sequence[PyTree], spec: PermutationSpec) -> str:
     sums = [zlib.crc32(content.encode())]
     for model in models:
         total = 0
-        for path, leaf in path_leaves(model).items():
+        for path, leaf in path_leaves(heads_of(model)[0]).items():
             total = zlib.crc32(path.encode(), total)
             total = zlib.crc32(np.asarray(leaf).tobytes(), total)
         sums.append(total)

@@ -16,7 +16,7 @@ import numpy as np
 
 from zipjax.activations import batch_inputs
 from zipjax.parameters import parameter_views
-from zipjax.partial import Merged
+from zipjax.partial import Merged, heads_of
 from zipjax.program import Derived, Program, ValueId, evaluate, trace
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, Leaves, PyTree
@@ -64,7 +64,7 @@ def reset_batch_stats(
       ValueError: if there are no batches, if one is empty or holds NaN, or if a
         running mean is not found in the traced network.
     """
-    heads = _heads(model)
+    heads = heads_of(model)
     pairs = stats(path_leaves(heads[0]))
     if not pairs:
         return model
@@ -82,12 +82,6 @@ def reset_batch_stats(
         raise ValueError("no batches: batch statistics need at least one batch")
     means = [{path: total / count for path, total in head.items()} for head in totals]
     return _replaced(model, means)
-
-
-def _heads(model: Any) -> list[PyTree]:
-    if isinstance(model, Merged):
-        return [model.params(k) for k in range(model.num_outputs)]
-    return [model]
 
 
 def _replaced(model: Any, means: list[dict[str, np.ndarray]]) -> Any:

@@ -54,12 +54,11 @@ def merge_matrices(
             f"an assignment numbers the merged units from 0 without gaps, but it uses "
             f"{used.tolist()}"
         )
+    units = np.arange(assignment.size)
     unmerge = np.zeros((assignment.size, used.size), np.float32)
-    unmerge[np.arange(assignment.size), assignment] = 1
+    unmerge[units, assignment] = 1
     merge = np.zeros((used.size, assignment.size), np.float32)
-    for unit in used:
-        (members,) = np.nonzero(assignment == unit)
-        merge[unit, members] = _equal_weights(members.size)
+    merge[assignment, units] = _equal_weights(assignment)
     return merge, unmerge
 
 
@@ -96,6 +95,29 @@ def model_matrices(
     return found
 
 
+def merged_units(
+    assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
+) -> Int[np.ndarray, "total"]:
+    """Returns the merged unit of every unit of all groups, numbered group by group.
+
+    Args:
+      assignments: as for :func:`model_matrices`.
+      spec: the permutation spec.
+      perm: the perm.
+      num_models: number of models N.
+
+    Returns:
+      ``[N * groups * n]``, in the order of the units of moments.
+    """
+    places = _merged_groups(assignments, spec, perm, num_models)
+    rows = np.stack(list(_rows(assignments[perm])))
+    size = spec.perms[perm].size
+    units = rows.reshape(len(rows), num_models, size)
+    models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
+    merged = places[..., None] * (rows.max() + 1) + units[places, models]
+    return merged.reshape(-1)
+
+
 def _merged_groups(
     assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
 ) -> Int[np.ndarray, "models *groups"]:
@@ -122,8 +144,16 @@ def _rows(assignment: Int[np.ndarray, "*groups total"]) -> Iterator[np.ndarray]:
     yield from np.reshape(assignment, (-1, np.shape(assignment)[-1]))
 
 
-def _equal_weights(count: int) -> Float[np.ndarray, "count"]:
-    """Returns k weights that are 1/k up to 2^-23 and sum to exactly 1."""
-    quanta = np.full(count, int(1 / _QUANTUM) // count)
-    quanta[: int(1 / _QUANTUM) % count] += 1
+def _equal_weights(
+    assignment: Int[np.ndarray, "total"],
+) -> Float[np.ndarray, "total"]:
+    """Returns each unit's weight in its merged unit: 1/k up to 2^-23, with sum 1."""
+    one = round(1 / _QUANTUM)
+    counts = np.bincount(assignment)
+    order = np.argsort(assignment, kind="stable")
+    ranks = np.empty_like(order)
+    starts = np.cumsum(counts) - counts
+    ranks[order] = np.arange(order.size) - np.repeat(starts, counts)
+    # The first members take the quanta that do not divide.
+    quanta = one // counts[assignment] + (ranks < (one % counts)[assignment])
     return (quanta * _QUANTUM).astype(np.float32)

@@ -54,6 +54,13 @@ class Merged:
         return from_leaves({**self.trunk, **own}, like)
 
 
+def heads_of(model: PyTree | Merged) -> list[PyTree]:
+    """Returns a model's parameters for ``apply_fn``, with each of its heads."""
+    if isinstance(model, Merged):
+        return [model.params(head) for head in range(model.num_outputs)]
+    return [model]
+
+
 def flops(function: Callable[..., Any], *args: PyTree) -> float:
     """Returns the floating point operations of a call, as XLA counts them.
 

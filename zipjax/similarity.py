@@ -142,10 +142,10 @@ def _add_parameter(
 
     def views(leaf: Array, own: Matrices) -> list[Array]:
         return [
-            _merged_view(block, axes, number, every, own, once=once)
+            _merged_view(block, axes, number, perm, every, own, once=once)
             for block, axes in array_blocks(leaf, entries, sizes)
-            for number in _compared_axes(axes, every)
-            if axes[number].perm == perm
+            for number, name in _compared_axes(axes, every).items()
+            if name == perm
         ]
 
     num_models = leaf.shape[0]
@@ -163,24 +163,25 @@ def _merged_view(
     block: Array,
     axes: Entries,
     number: int,
+    perm: str,
     perms: Mapping[str, Perm],
     own: Matrices,
     *,
     once: bool,
 ) -> Array:
     """Returns ``[samples, units]`` of one axis, the others in the merged space."""
-    units = unit_axes(axes, number, perms[axes[number].perm].groups)
+    units = unit_axes(axes, number, perms[perm].groups)
     others = [k for k in range(len(axes)) if k not in units]
     merged = multiply_axes(block, axes, perms, own, numbers=others)
     view = flat_units(merged, units)
     return view / len(_compared_axes(axes, perms)) ** 0.5 if once else view
 
 
-def _compared_axes(axes: Entries, perms: Mapping[str, Perm]) -> list[int]:
+def _compared_axes(axes: Entries, perms: Mapping[str, Perm]) -> dict[int, str]:
     """Returns the axes by whose perms a block is compared: not by their groups."""
-    names = [axis.perm if isinstance(axis, Axis) else None for axis in axes]
-    groups = {group for name in names if name for group in perms[name].groups}
-    return [k for k, name in enumerate(names) if name and name not in groups]
+    names = {k: axis.perm for k, axis in enumerate(axes) if isinstance(axis, Axis)}
+    groups = {group for name in names.values() for group in perms[name].groups}
+    return {k: name for k, name in names.items() if name not in groups}
 
 
 def _transposed(merge: Array, unmerge: Array) -> tuple[Array, Array]:

@@ -171,11 +171,16 @@ def test_taps_read_units_before_their_last_consumer() -> None:
     result = infer(case.apply_fn, case.params, *case.inputs)
     assert set(result.taps) == set(result.spec.perms)
     shapes = {
-        name: result.program.avals[tap.value].shape for name, tap in result.taps.items()
+        name: result.program.avals[taps[0].value].shape
+        for name, taps in result.taps.items()
     }
     # The stream before the mean over tokens; the heads as the output layer reads them.
     assert shapes["params/Conv_0"] == (2, 4, vits.WIDTH)
     heads = "params/MultiHeadDotProductAttention_0/query"
     assert shapes[heads] == (2, 4, vits.HEADS, vits.HEAD_DIM)
     inner = Axis(f"{heads}.2", "out")
-    assert result.taps[f"{heads}.2"].entries == (None, None, Axis(heads, "out"), inner)
+    # Queries and keys are compared both.
+    queries, keys = result.taps[f"{heads}.2"]
+    assert queries.value != keys.value
+    for tap in (queries, keys):
+        assert tap.entries == (None, None, Axis(heads, "out"), inner)

@@ -39,12 +39,14 @@ class Nest:
         encloses the perm; unit (model, *enclosing, unit) in row-major order. None:
         the perm has no similarity of its own, which counts as 0.
       children: the perms of which every unit of this one holds a group.
+      num_units: the merged width, if it is another than ``size``.
     """
 
     name: str
     size: int
     similarity: Float64[np.ndarray, "units units"] | None
     children: tuple["Nest", ...] = ()
+    num_units: int | None = None
 
 
 def match_nest(
@@ -204,7 +206,8 @@ def _match(
     if similarity is None:
         similarity = np.zeros((num_models * nest.size,) * 2)
     if not nest.children:
-        return {nest.name: matcher(similarity, num_models)}
+        width = {} if nest.num_units is None else {"num_units": nest.num_units}
+        return {nest.name: matcher(similarity, num_models, **width)}
     assignment = group_matcher(similarity, num_models)
     choices = _one_to_one(nest, assignment, num_models)
     result = {nest.name: assignment}
