@@ -13,15 +13,10 @@ recipe         matcher     similarity
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Literal
 
-import numpy as np
-
-from zipjax.matching import match_align, match_identity, match_zip
-
-Matcher: TypeAlias = Callable[..., np.ndarray]
-"""``matcher(similarity [N*n, N*n], N) -> assignment [N*n]``; options by keyword."""
+from zipjax.matching import Matcher, match_align, match_identity, match_zip
 
 
 @dataclasses.dataclass(frozen=True)
