@@ -77,7 +77,7 @@ def symmetric(seed, size):
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(2, 5), (3, 5), (5, 4), (8, 4)]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(2, 5), (3, 20), (5, 12), (8, 8)]))
 def test_align_with_all_does_not_depend_on_the_order_of_models(seed, shape):
     num_models, units = shape
     similarity = symmetric(seed, num_models * units)
