@@ -9,14 +9,23 @@ units of each.
 """
 
 from zipjax.matching.align import match_align
-from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
+from zipjax.matching.grouped import (
+    Matcher,
+    Nest,
+    match_grouped_align,
+    match_grouped_zip,
+    match_nest,
+)
 from zipjax.matching.identity import match_identity
 from zipjax.matching.zipping import match_zip
 
 __all__ = [
+    "Matcher",
+    "Nest",
     "match_align",
     "match_grouped_align",
     "match_grouped_zip",
     "match_identity",
+    "match_nest",
     "match_zip",
 ]

@@ -96,7 +96,7 @@ def _ascend(
     unchanged = 0
     tolerance = _tolerance(matrix)
     while unchanged < len(sweep):
-        for model in sweep:
+        for model in sweep.tolist():
             gains = _similarity_with_others(model, members, matrix)
             merged, units = linear_sum_assignment(gains, maximize=True)
             gain = gains[merged, units].sum() - gains[merged, members[model]].sum()
@@ -108,7 +108,7 @@ def _ascend(
 
 def _similarity_with_others(
     model: int, members: _Members, matrix: _Matrix
-) -> Float64[np.ndarray, "merged units"]:
+) -> Float64[np.ndarray, "merged merged"]:
     """Sum over all other models of each unit's similarity with every merged unit."""
     num_models, units = members.shape
     columns = matrix[:, model * units : (model + 1) * units]

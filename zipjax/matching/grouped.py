@@ -26,6 +26,7 @@ Matcher: TypeAlias = Callable[..., np.ndarray]
 
 _Matrix = Float64[np.ndarray, "units units"]
 _Choice = Int64[np.ndarray, " models"]
+_Assignments = Int64[np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,14 +57,14 @@ def match_nest(
     matcher: Matcher,
     group_matcher: Matcher = match_align,
     indices: tuple[int, ...] = (),
-) -> dict[str, Int64[np.ndarray, "*groups units"]]:
+) -> dict[str, _Assignments]:
     """Match perms from the outermost inwards, all children by one match of groups.
 
     The similarity of two groups is their own plus, for every child, that of their
     units in the best one-to-one matching, which is found the same way for children
-    that hold groups themselves. So ``match_align`` at all levels maximises the sum of
-    the similarities of all matched units and groups (MuDSC, Eq. 1) exactly for two
-    models, and for more with each one's alignment with model 0.
+    that hold groups themselves. So ``match_align`` at all levels finds the alignment
+    of each model with model 0 that has the largest sum of the similarities of matched
+    units and groups (MuDSC, Eq. 1), exactly.
 
     Args:
       nest: the outermost perm.
@@ -85,7 +86,7 @@ def match_nest(
     """
     elements = math.prod(indices)
     _check_sizes(nest, indices)
-    _check_nest(nest, num_models, elements)
+    nest = _checked(nest, num_models, elements)
     results = [
         _match(
             _restrict(nest, np.full(num_models, element), elements),
@@ -111,8 +112,9 @@ def match_grouped_align(
     """Align groups and the units in them: MuDSC's group alignment (section 3.3).
 
     Every pair of groups is aligned, then groups are by the sums of the similarities
-    of their aligned units: no other alignment that keeps groups whole has a larger sum
-    (for two models, or with model 0 for more).
+    of their aligned units. With ``"first"`` every model's alignment with model 0 is
+    then the best of all that keep groups whole. With ``"all"`` groups are aligned on
+    the sums of each two of them, which is an upper bound for more than two models.
 
     Args:
       similarity: ``[N*G*n, N*G*n]``, unit u of group g of model i at ``(i*G+g)*n+u``;
@@ -200,7 +202,7 @@ def _match_grouped(
 
 def _match(
     nest: Nest, num_models: int, matcher: Matcher, group_matcher: Matcher
-) -> dict[str, Int64[np.ndarray, "*groups units"]]:
+) -> dict[str, _Assignments]:
     """Match a perm that nothing encloses, then what is nested in each merged unit."""
     similarity = _similarity(nest, num_models)
     if similarity is None:
@@ -285,8 +287,8 @@ def _restrict(nest: Nest, choice: _Choice, enclosing: int) -> Nest:
 
 
 def _stack(
-    results: list[dict[str, Int64[np.ndarray, "*groups units"]]],
-) -> dict[str, Int64[np.ndarray, "merged *groups units"]]:
+    results: list[dict[str, _Assignments]],
+) -> dict[str, _Assignments]:
     return {name: np.stack([r[name] for r in results]) for name in results[0]}
 
 
@@ -311,17 +313,20 @@ def _check_sizes(nest: Nest, indices: tuple[int, ...]) -> None:
         waiting.extend(perm.children)
 
 
-def _check_nest(nest: Nest, num_models: int, enclosing: int) -> None:
-    """Raise ValueError on a similarity that is not what the nest asks for."""
-    if nest.similarity is not None:
+def _checked(nest: Nest, num_models: int, enclosing: int) -> Nest:
+    """Return the nest with its similarities checked, and as float64."""
+    matrix = nest.similarity
+    if matrix is not None:
         name = f"similarity of perm {nest.name!r}"
-        matrix, units = check_similarity(nest.similarity, num_models, name)
+        matrix, units = check_similarity(matrix, num_models, name)
         if units != enclosing * nest.size:
             raise ValueError(
-                f"{name} has shape {matrix.shape}, but {num_models} models with "
-                f"{enclosing} groups of {nest.size} units need "
-                f"[{num_models * enclosing * nest.size}]^2: pass the similarities of "
-                "the units (model, *enclosing, unit) in row-major order"
+                f"{name} holds {len(matrix)} units, but {num_models} models with "
+                f"{enclosing} groups of {nest.size} units hold "
+                f"{num_models * enclosing * nest.size}: pass the similarities of the "
+                "units (model, *enclosing, unit) in row-major order"
             )
-    for child in nest.children:
-        _check_nest(child, num_models, enclosing * nest.size)
+    children = tuple(
+        _checked(child, num_models, enclosing * nest.size) for child in nest.children
+    )
+    return dataclasses.replace(nest, similarity=matrix, children=children)
