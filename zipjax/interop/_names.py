@@ -25,6 +25,16 @@ _EVERYWHERE: Rules = [
     (r"^params/", ""),
     (r"/(kernel|scale)$", "/weight"),
 ]
+# timm's: one nn.Sequential, ReLUs counted, and the last norm behind it.
+_DEEP_STEM: Rules = [
+    ("^conv1/", "conv1/0/"), ("^bn1/", "conv1/1/"),
+    ("^conv2/", "conv1/3/"), ("^bn2/", "conv1/4/"),
+    ("^conv3/", "conv1/6/"), ("^bn3/", "bn1/"),
+]  # fmt: skip
+
+
+def _nothing_flattened(model: nn.Module) -> tuple[str, int]:
+    return "", 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Architecture:
     spec: Callable[[Any], PermutationSpec]
     namings: Callable[[Any], Mapping[str, Rules]]
     image: Callable[[Any, Shapes], Shape]
-    flattened: Callable[[Any], tuple[str, int]]
+    flattened: Callable[[Any], tuple[str, int]] = _nothing_flattened
 
 
 def _mlp(model: mlp.MLP) -> dict[str, Rules]:
@@ -58,20 +68,13 @@ def _mlp(model: mlp.MLP) -> dict[str, Rules]:
 
 def _resnet(model: resnet.ResNet20 | resnet.ResNet) -> dict[str, Rules]:
     blocks = (r"^layer(\d+)_(\d+)/", r"layer\1/\2/")
-    if isinstance(model, resnet.ResNet) and model.deep:
-        # Number 0 is the pooling; the stem's last norm stands outside of it.
-        first, stem = 1, [
-            ("^conv1/", "conv1/0/"), ("^bn1/", "conv1/1/"),
-            ("^conv2/", "conv1/3/"), ("^bn2/", "conv1/4/"),
-            ("^conv3/", "conv1/6/"), ("^bn3/", "bn1/"),
-        ]  # fmt: skip
-    else:
-        first, stem = 0, []
+    deep = isinstance(model, resnet.ResNet) and model.deep
+    first = 1 if deep else 0  # Of a deep one's shortcut, number 0 is the pooling.
 
     def named(shortcut: str, head: str) -> Rules:
         return [
             blocks,
-            *stem,
+            *(_DEEP_STEM if deep else []),
             ("shortcut_conv", f"{shortcut}/{first}"),
             ("shortcut_bn", f"{shortcut}/{first + 1}"),
             ("^(linear|fc)/", f"{head}/"),
@@ -191,21 +194,13 @@ def _vgg_flattened(model: vgg.VGG) -> tuple[str, int]:
     return f"params/{'fc1' if model.hidden else 'head'}/kernel", model.pool
 
 
-def _nothing_flattened(model: nn.Module) -> tuple[str, int]:
-    return "", 1
-
-
 _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
-    mlp.MLP: Architecture(mlp.spec, _mlp, _mlp_image, _nothing_flattened),
-    resnet.ResNet20: Architecture(
-        resnet.spec, _resnet, _resnet_image, _nothing_flattened
-    ),
-    resnet.ResNet: Architecture(
-        resnet.spec, _resnet, _resnet_image, _nothing_flattened
-    ),
+    mlp.MLP: Architecture(mlp.spec, _mlp, _mlp_image),
+    resnet.ResNet20: Architecture(resnet.spec, _resnet, _resnet_image),
+    resnet.ResNet: Architecture(resnet.spec, _resnet, _resnet_image),
     vgg.VGG: Architecture(vgg.spec, _vgg, _vgg_image, _vgg_flattened),
-    vit.ViT: Architecture(vit.spec, _vit, _vit_image, _nothing_flattened),
-    swin.Swin: Architecture(swin.spec, _swin, _swin_image, _nothing_flattened),
+    vit.ViT: Architecture(vit.spec, _vit, _vit_image),
+    swin.Swin: Architecture(swin.spec, _swin, _swin_image),
 }
 
 
