@@ -12,7 +12,7 @@ from tests.models.catalog import FULL, TINY
 from tests.networks import randomise, variables
 from zipjax.interop.torch import from_flax, load_state_dict, to_flax
 from zipjax.models import mlp, resnet, swin, vgg, vit
-from zipjax.trees import path_leaves
+from zipjax.trees import nested, path_leaves
 
 LIBRARIES = {
     mlp.MLP: ("sequential", "flatten"),
@@ -113,11 +113,10 @@ KNOWN = {
 @pytest.mark.parametrize(("name", "naming"), KNOWN)
 def test_keys_of_published_files_are_among_those_written(name, naming):
     network = FULL[name]
-    # Of VGG's widest kernel, rows for one channel are enough to reorder.
-    shapes = jax.tree.map(lambda leaf: np.zeros((1,) * leaf.ndim), network.shapes)
+    leaves = {p: np.zeros((1,) * len(axes)) for p, axes in network.spec.axes.items()}
     if name.startswith("vgg"):
-        shapes["params"]["fc1"]["kernel"] = np.zeros((49, 1))
-    state = from_flax(network.model, shapes, naming=naming)
+        leaves["params/fc1/kernel"] = np.zeros((7 * 7, 1))
+    state = from_flax(network.model, nested(leaves), naming=naming)
     assert not set(KNOWN[name, naming]) - set(state)
 
 

@@ -211,10 +211,8 @@ def test_the_state_goes_back(converted):
 FULL = {
     "resnet18": ("torchvision", torchvision.models.resnet18),
     "resnet50": ("torchvision", torchvision.models.resnet50),
-    "resnet26": ("torchvision", timm.models.resnet26),
     "resnet26d": ("torchvision", timm.models.resnet26d),
     "resnet50-group": ("torchvision", timm.models.resnet50_gn),
-    "vgg11": ("torchvision", torchvision.models.vgg11),
     "vgg16-batch": ("torchvision", torchvision.models.vgg16_bn),
     "vit-small": ("timm", timm.models.vit_small_patch16_224),
     "vit-base": ("torchvision", torchvision.models.vit_b_16),
@@ -233,15 +231,6 @@ def test_keys_and_shapes_at_full_size(name):
         expected = make().state_dict()
     found = {key: value.shape for key, value in state.items()}
     assert found == {key: tuple(value.shape) for key, value in expected.items()}
-
-
-@pytest.mark.parametrize("name", ["vit-small", "swin-tiny"])
-def test_shapes_of_images_are_found_from_states_of_full_size(name):
-    network = catalog.FULL[name]
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "i1"), network.shapes)
-    found = to_flax(network.model, from_flax(network.model, variables))
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found)
-    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), network.shapes)
 
 
 def test_tensors_in_bfloat16_are_widened():
