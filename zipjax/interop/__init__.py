@@ -1,0 +1,1 @@
+"""Parameters of other frameworks, for the networks of ``zipjax.models``."""

@@ -1,0 +1,168 @@
+"""PyTorch's state dictionaries in files; PyTorch itself is needed for its own only."""
+
+import contextlib
+import importlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+StateDict = dict[str, np.ndarray]
+
+_WRAPPERS = ("state_dict", "model")
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Reads a state dictionary.
+
+    Args:
+      path: a file ".safetensors", ".npz", or of PyTorch: ".pt" or ".pth". The first and
+        the last need the extra ``torch``. Of a dictionary with the key "state_dict" or
+        "model" that entry is read.
+
+    Returns:
+      Arrays by key. Values in bfloat16, which numpy does not have, are float32.
+
+    Raises:
+      ValueError: if the file is of another kind or holds anything but arrays: pickled
+        objects are refused, for they could run any code.
+      ImportError: if a package is missing, with the command that installs it.
+    """
+    read = _of_suffix(path, _READERS)
+    try:
+        state = read(Path(path))
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # Every library has its own.
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be read: it is damaged, or holds more than "
+            "tensors, which is refused, for a pickle can run any code "
+            f"({type(error).__name__}). Save the network's state_dict() alone"
+        ) from error
+    return as_arrays(f"{os.fspath(path)!r}", state)
+
+
+def save_state_dict(
+    path: str | os.PathLike[str], state_dict: Mapping[str, Any]
+) -> None:
+    """Writes a state dictionary, under a temporary name that is changed at the end.
+
+    Args:
+      path: a file ".safetensors" (needs the extra ``torch``) or ".npz" that does not
+        exist yet.
+      state_dict: arrays by key.
+
+    Raises:
+      ValueError: if the path exists, as nothing is overwritten, or is of another kind.
+      ImportError: if a package is missing, with the command that installs it.
+    """
+    write, target = _of_suffix(path, _WRITERS), Path(path).absolute()
+    if target.exists():
+        raise ValueError(
+            f"{str(target)!r} exists already: choose another path, or remove it first"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(target) as name:
+        write(name, as_arrays("the state dictionary", state_dict))
+        os.replace(name, target)
+
+
+def as_arrays(what: str, state_dict: Any) -> StateDict:
+    """Returns contiguous arrays by key, from arrays or tensors.
+
+    Raises:
+      ValueError: if anything else is among them.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"{what} holds a {type(state_dict).__name__}, not tensors by key: pass "
+            "what a network's state_dict() returns"
+        )
+    return {key: _as_array(what, key, value) for key, value in state_dict.items()}
+
+
+def _as_array(what: str, key: str, value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    array = np.asarray(value)
+    if array.dtype.kind in "OUS" or not hasattr(value, "dtype"):
+        raise ValueError(
+            f"{key!r} in {what} is a {type(value).__name__}, not a tensor: keep the "
+            "tensors only"
+        )
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    # safetensors writes the memory as it lies; this also keeps scalars scalars.
+    return np.require(array, requirements="C")
+
+
+def _read_safetensors(path: Path) -> Any:
+    return _import("safetensors.numpy").load_file(path)
+
+
+def _read_npz(path: Path) -> Any:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _read_torch(path: Path) -> Any:
+    # PyTorch before 2.6 could be made to run code even so: the extra asks for 2.6.
+    state = _import("torch").load(path, map_location="cpu", weights_only=True)
+    for name in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            return state[name]
+    return state
+
+
+def _write_safetensors(path: Path, state: StateDict) -> None:
+    # Readers of others ask for the format of the framework.
+    metadata = {"format": "pt"}
+    _import("safetensors.numpy").save_file(state, path, metadata=metadata)
+
+
+def _write_npz(path: Path, state: StateDict) -> None:
+    with path.open("wb") as file:
+        # The stub takes the arrays for its own options.
+        options: dict[str, Any] = dict(state)
+        np.savez(file, **options)
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+_WRITERS: dict[str, Callable[[Path, StateDict], None]] = {
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
+}
+
+
+def _of_suffix(path: str | os.PathLike[str], table: Mapping[str, Any]) -> Any:
+    suffix = Path(path).suffix
+    if suffix not in table:
+        known = ", ".join(table)
+        raise ValueError(f"{os.fspath(path)!r} ends in {suffix!r}: it can be {known}")
+    return table[suffix]
+
+
+def _import(module: str) -> Any:
+    # By name: the type checker and the users of .npz files do without the extra.
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module} is missing: pip install 'zipjax[torch]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """Gives the name of a file beside the target, and removes what is left of it."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
+        yield Path(folder) / target.name
