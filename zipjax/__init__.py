@@ -5,7 +5,7 @@ from zipjax.batch_stats import reset_batch_stats
 from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
 from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
-from zipjax.evaluation import Evaluation, evaluate
+from zipjax.evaluation import Evaluation, evaluate, evaluate_tasks
 from zipjax.matching import match_align, match_identity, match_zip
 from zipjax.matrices import merge_matrices
 from zipjax.merging import match, merge, merge_units
@@ -37,6 +37,7 @@ __all__ = [
     "average",
     "collect_moments",
     "evaluate",
+    "evaluate_tasks",
     "flops",
     "infer_spec",
     "load",
