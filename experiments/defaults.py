@@ -59,6 +59,18 @@ def default(title: str, model: str, **network: Any) -> Config:
     return config
 
 
+def cifar100(title: str, model: str, **network: Any) -> Config:
+    """Returns a config for CIFAR-100, split into 50 + 50 classes; see `default`."""
+    config = default(title, model, **network)
+    config.dataset = "cifar100"
+    config.train = training(epochs=100, batch_size=250, augment=True)
+    config.finetune = training(
+        epochs=30, batch_size=250, learning_rate=5e-4, augment=True
+    )
+    config.batch_size = 500
+    return config
+
+
 def training(
     *,
     epochs: int,

@@ -26,6 +26,7 @@ Model: TypeAlias = Variables | zipjax.Merged
 Row: TypeAlias = tuple[str, int | None, Callable[[], Model]]
 """A row's name, its number of zipped layers (if it is a zip), what makes the model."""
 
+_TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
     "scratch": "The networks were trained from different initialisations, each on its "
     "own task, and merged without training.",
@@ -94,7 +95,7 @@ class Experiment:
             [pictures.depth(results, self.spec.layers), *matched],
             str(self.config),
             self.workdir,
-            title=self.config.title,
+            title=f"{self.config.title}, {_TITLES[self.config.init]}",
             notes=[_NOTES[self.config.init], _NOTES[self.config.tasks], _CALIBRATION],
         )
         report.print_table(results, self.console)
@@ -257,9 +258,16 @@ class Experiment:
         assignments = zipjax.match(
             setting.models, self.spec, recipe, moments=setting.moments
         )
-        return pictures.matches(
-            assignments, setting.moments, len(setting.models), f"Seed {setting.seed}."
-        )
+        # Groups and the units within them are no units of a whole layer.
+        perms = self.spec.perms
+        groups = {name for perm in perms.values() for name in perm.groups}
+        alone = {
+            perm: assignment
+            for perm, assignment in assignments.items()
+            if perm not in groups and not perms[perm].groups
+        }
+        where = f"Seed {setting.seed}."
+        return pictures.matches(alone, setting.moments, len(setting.models), where)
 
     def scalar_writer(self, name: str) -> WriteScalars:
         """Returns what writes training curves: to TensorBoard if that is wanted."""

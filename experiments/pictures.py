@@ -35,7 +35,12 @@ def matches(
       moments: of the perms' units.
       num_models: number of models.
       where: a sentence that says which models these are.
+
+    Returns:
+      The pictures; none if there are no assignments.
     """
+    if not assignments:
+        return []
     correlations = {
         perm: np.asarray(moments[perm].correlation(), np.float64)
         for perm in assignments
