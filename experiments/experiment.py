@@ -8,22 +8,39 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 import zipjax
-from experiments import cache, plots, report
-from experiments.data import Dataset, Split, load
+from experiments import cache, data, pictures, report, tasks
+from experiments.data import Split
+from experiments.defaults import shrunk
+from experiments.methods import Method, best_balance, chosen_methods, spread_cuts
+from experiments.networks import build
 from experiments.results import Result, letter
-from experiments.tasks import split_classes
+from experiments.tasks import Task
 from experiments.text_embeddings import load_class_embeddings
-from experiments.train import Config, WriteScalars, train
-from zipjax.models import mlp
+from experiments.train import Config, Variables, WriteScalars, train
 
-Models: TypeAlias = list[dict[str, Any]]
-Method: TypeAlias = tuple[str, int | None, Callable[[], Any]]
+Model: TypeAlias = Variables | zipjax.Merged
+Row: TypeAlias = tuple[str, int | None, Callable[[], Model]]
 """A row's name, its number of zipped layers (if it is a zip), what makes the model."""
+
+_TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
+_NOTES = {
+    "scratch": "The networks were trained from different initialisations, each on its "
+    "own task, and merged without training.",
+    "finetuned": "The networks were trained on their own tasks, all from one network "
+    "that had been trained on all classes, and merged without training.",
+    "split": "A task is to tell its share of the classes apart: every class belongs to "
+    "one task. Joint: among the classes of all tasks.",
+    "prime_odd": "Every image belongs to both tasks: whether the digit is prime (A), "
+    "and whether it is odd (B). Joint: both answers are right.",
+}
+_CALIBRATION = (
+    "Accuracies are on test images; moments and batch statistics come from training "
+    "images, without labels; with labels, these choose the balance of MuDSC."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +48,10 @@ class Setting:
     """What all methods of one seed share."""
 
     seed: int
-    spec: zipjax.PermutationSpec
-    tasks: tuple[tuple[int, ...], ...]
-    models: Models
+    tasks: list[Task]
+    models: list[Variables]
     moments: dict[str, zipjax.Moments]
+    key: jax.Array
 
 
 class Experiment:
@@ -47,181 +64,210 @@ class Experiment:
     """
 
     def __init__(self, config: Config, workdir: Path, console: Console) -> None:
-        self.config, self.workdir, self.console = config, workdir, console
-        self.data: Dataset = load(config.dataset)
-        _, embeddings = load_class_embeddings(config.dataset, config.text_encoder)
-        self.embeddings = jnp.asarray(embeddings)
-        self.network = mlp.MLP(tuple(config.mlp.hidden), embeddings.shape[1])
+        config = shrunk(config) if config.smoke else config
+        self.config: Config = config
+        self.workdir, self.console = workdir, console
+        self.data = data.load(config.dataset, config.data_dir)
+        if config.examples is not None:
+            self.data = self.data.first(config.examples)
+        self.calibration = self.data.train.take(slice(config.calibration_images))
+        names, encoder = config.class_names or config.dataset, config.text_encoder
+        _, self.embeddings = load_class_embeddings(names, encoder)
+        self.network, self.spec = build(
+            config.model, config.network.to_dict(), self.embeddings.shape[1]
+        )
         self.apply_fn = self.network.apply
+        self.methods = chosen_methods(config.rows)
+        self.flops: dict[Any, float] = {}
 
     def run(self) -> list[Result]:
         """Runs every seed and writes the report."""
         results: list[Result] = []
-        pictures: list[report.Picture] = []
-        spec = mlp.spec(self.network)
+        matched: list[report.Picture] = []
         for seed in self.config.seeds:
-            setting = self.prepare(seed, spec)
+            setting = self.prepare(seed)
             rows = self.track(self.rows(setting), f"seed {seed}: merge and evaluate")
-            for method, layers, make in rows:
-                results.append(self.evaluate(setting, method, layers, make()))
-            pictures = pictures or self.unit_pictures(setting)
-        depth = plots.accuracy_against_depth(results, spec.layers)
-        caption = (
-            "Accuracy against the number of zipped layers: 0 is the ensemble, at the "
-            "right everything is zipped. Bars: one standard deviation over seeds."
-        )
-        first = report.Picture(depth, caption, "Line plot of accuracy against depth")
+            for name, layers, make in rows:
+                results.append(self.result(setting, name, layers, make()))
+            matched = matched or self.unit_pictures(setting)
         path = report.write_report(
             results,
-            [first, *pictures],
+            [pictures.depth(results, self.spec.layers), *matched],
             str(self.config),
             self.workdir,
-            title=self.config.title,
-            notes=[_tasks_note(self.config)],
+            title=f"{self.config.title}, {_TITLES[self.config.init]}",
+            notes=[_NOTES[self.config.init], _NOTES[self.config.tasks], _CALIBRATION],
         )
         report.print_table(results, self.console)
         self.console.print(f"Report: {path}")
         return results
 
-    def prepare(self, seed: int, spec: zipjax.PermutationSpec) -> Setting:
+    def prepare(self, seed: int) -> Setting:
         """Trains the networks of a seed and collects their moments, or loads them."""
-        split_key, *keys = jax.random.split(
-            jax.random.key(seed), self.config.num_tasks + 1
+        config, count = self.config, self.config.num_tasks
+        split_key, *keys, start_key, merge_key = jax.random.split(
+            jax.random.key(seed), count + 3
         )
-        tasks = split_classes(self.data.num_classes, len(keys), split_key)
+        chosen = tasks.make_tasks(
+            config.tasks, count, self.embeddings, config.text_encoder, split_key
+        )
+        start, recipe = None, config.train
+        if config.init == "finetuned":
+            every = tasks.all_classes(self.embeddings)
+            start = self.trained(f"seed{seed}_start", every, start_key, recipe)
+            recipe = config.finetune
         models = [
-            self.trained(seed, number, task, key)
-            for number, (task, key) in enumerate(zip(tasks, keys, strict=True))
+            self.trained(f"seed{seed}_{letter(number)}", task, key, recipe, start)
+            for number, (task, key) in enumerate(zip(chosen, keys, strict=True))
         ]
-        return Setting(seed, spec, tasks, models, self.moments(seed, models, spec))
+        return Setting(seed, chosen, models, self.moments(seed, models), merge_key)
 
     def trained(
-        self, seed: int, number: int, task: tuple[int, ...], key: jax.Array
-    ) -> dict[str, Any]:
-        """Returns the network of one task."""
-        title = f"seed {seed}: train model {letter(number)}"
+        self,
+        name: str,
+        task: Task,
+        key: jax.Array,
+        recipe: Config,
+        start: Variables | None = None,
+    ) -> Variables:
+        """Returns the network of one task, drawn at random or from where to start."""
+        title = f"train {name}"
 
-        def make() -> dict[str, Any]:
-            chosen = self.data.train.of_classes(task)
-            split = Split(chosen.images, np.searchsorted(task, chosen.labels))
-            targets = self.embeddings[np.asarray(task)]
-            config = self.config.train
-            write = self.scalar_writer(f"seed{seed}_{letter(number)}")
-            return train(
-                self.network, split, targets, key, config, self.track, write, title
-            )
+        def make() -> Variables:
+            split, targets = task.of(self.data.train), jnp.asarray(task.targets)
+            write = self.scalar_writer(name)
+            options = (recipe, self.track, write, title, start)
+            return train(self.network, split, targets, key, *options)
 
+        config = self.config
         inputs = (
-            self.config.dataset,
-            self.config.text_encoder,
-            self.config.mlp.to_dict(),
-            self.config.train.to_dict(),
-            task,
-            seed,
+            (config.dataset, config.examples, config.text_encoder),
+            (config.model, config.network.to_dict(), recipe.to_dict()),
+            (config.tasks, task.classes.tolist(), jax.random.key_data(key).tolist()),
+            None if start is None else zipjax.source_of([start], self.spec),
         )
-        path = self.workdir / "models" / f"seed{seed}_{letter(number)}"
-        variables, reused = cache.remember(path, inputs, make)
+        variables, reused = cache.remember(self.workdir / "models" / name, inputs, make)
         self.say_if(reused, f"{title}: reused from an earlier run")
         return variables
 
-    def moments(
-        self, seed: int, models: Models, spec: zipjax.PermutationSpec
-    ) -> dict[str, zipjax.Moments]:
-        """Returns the moments of all models' units on the training images."""
+    def moments(self, seed: int, models: list[Variables]) -> dict[str, zipjax.Moments]:
+        """Returns the moments of all models' units on the calibration images."""
         title = f"seed {seed}: collect moments"
         size = self.config.batch_size
 
         def make() -> dict[str, Any]:
-            batches = list(self.data.train.batches(size))
+            batches = list(self.calibration.batches(size))
             moments = zipjax.collect_moments(
                 self.apply_fn,
                 models,
-                spec,
+                self.spec,
                 self.track(batches, title),
                 inputs=lambda batch: batch[0],
             )
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
-        source = zipjax.source_of(models, spec)
+        source = zipjax.source_of(models, self.spec)
         path = self.workdir / "moments" / f"seed{seed}"
-        inputs = (self.config.dataset, size, source)
+        inputs = (self.config.dataset, len(self.calibration.labels), size, source)
         fields, reused = cache.remember(path, inputs, make)
         self.say_if(reused, f"{title}: reused from an earlier run")
         return {
-            perm: zipjax.Moments(**fields[perm], source=source) for perm in spec.perms
+            perm: zipjax.Moments(**fields[perm], source=source)
+            for perm in self.spec.perms
         }
 
-    def rows(self, setting: Setting) -> Iterator[Method]:
-        """Yields the methods of the table."""
+    def rows(self, setting: Setting) -> Iterator[Row]:
+        """Yields the rows of the table."""
         for number, model in enumerate(setting.models):
             yield f"Model {letter(number)}", None, functools.partial(dict, model)
-        merge = functools.partial(
-            functools.partial,
-            zipjax.merge,
-            setting.models,
-            setting.spec,
-            moments=setting.moments,
-        )
+        merge = functools.partial(functools.partial, self.merged, setting)
         yield "Ensemble", 0, merge(zipjax.average(), stop_at=0)
-        yield "Average", None, merge(zipjax.average())
-        yield "Permute", None, merge(zipjax.permute())
-        total = setting.spec.layers
-        zipit = zipjax.zipit(**self.config.zipit)
-        yield f"ZipIt! {total}/{total}", total, merge(zipit)
-        for cut in reversed(setting.spec.cuts):
-            partial = merge(zipit, stop_at=cut.number)
-            yield f"ZipIt! {cut.layers}/{total}", cut.layers, partial
+        total = self.spec.layers
+        for method in self.methods:
+            if not method.partial:
+                yield method.title, None, functools.partial(self.best, setting, method)
+                continue
+            recipe = method.recipe(self.config.zipit)
+            yield f"{method.title} {total}/{total}", total, merge(recipe)
+            for cut in spread_cuts(self.spec, self.config.cuts):
+                name = f"{method.title} {cut.layers}/{total}"
+                yield name, cut.layers, merge(recipe, stop_at=cut.number)
+
+    def best(self, setting: Setting, method: Method) -> Model:
+        """Merges all layers, with the balance that does best on training images."""
+        zips = self.config.zipit
+        if not method.balanced:
+            return self.merged(setting, method.recipe(zips))
+
+        def score(balance: float) -> float:
+            model = self.merged(setting, method.recipe(zips, balance))
+            return self.evaluate(model, self.calibration, setting.tasks).average
+
+        balance = best_balance(self.config.balances, score)
+        chosen = f"seed {setting.seed}: {method.title} with balance {balance}"
+        self.console.print(chosen, style="dim")
+        return self.merged(setting, method.recipe(zips, balance))
+
+    def merged(
+        self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None = None
+    ) -> Model:
+        """Merges the models and measures the batch statistics anew."""
+        model = zipjax.merge(
+            setting.models,
+            self.spec,
+            recipe,
+            moments=setting.moments,
+            stop_at=stop_at,
+            key=setting.key,
+        )
+        if stop_at != 0:
+            images = (x for x, _ in self.calibration.batches(self.config.batch_size))
+            model = zipjax.reset_batch_stats(self.apply_fn, model, images)
+        # One network is run like any other, so that it is compiled once.
+        return model if model.heads else model.params()
+
+    def result(
+        self, setting: Setting, name: str, layers: int | None, model: Model
+    ) -> Result:
+        """Evaluates a row's model."""
+        # Counting compiles the network; models of one structure cost the same.
+        structure = jax.tree_util.tree_structure(model)
+        if structure not in self.flops:
+            image, _ = next(self.data.test.batches(1))
+            self.flops[structure] = zipjax.flops(self.forward(model), model, image)
+        scores = self.evaluate(model, self.data.test, setting.tasks)
+        flops = self.flops[structure]
+        return Result(name, setting.seed, flops, scores.joint, scores.tasks, layers)
 
     def evaluate(
-        self, setting: Setting, method: str, layers: int | None, model: Any
-    ) -> Result:
-        """Calibrates and evaluates one model."""
-        forward: Callable[..., Any] = jax.jit(self.apply_fn)
+        self, model: Model, split: Split, chosen: list[Task]
+    ) -> zipjax.Evaluation:
+        """Evaluates a model on the examples of all tasks."""
+        forward = functools.partial(self.forward(model), model)
+        return tasks.evaluate(forward, split, chosen, self.config.batch_size)
+
+    def forward(self, model: Model) -> Callable[..., Any]:
+        """Returns what maps a model and images to the output, or one a head."""
         if isinstance(model, zipjax.Merged):
-            forward = functools.partial(zipjax.apply, self.apply_fn)
-            if layers != 0:
-                images = (x for x, _ in self.data.train.batches(self.config.batch_size))
-                model = zipjax.reset_batch_stats(self.apply_fn, model, images)
-        scores = zipjax.evaluate(
-            functools.partial(forward, model),
-            self.data.test.batches(self.config.batch_size),
-            tasks=setting.tasks,
-            class_embeddings=np.asarray(self.embeddings),
-        )
-        flops = zipjax.flops(forward, model, self.data.test.images[:1])
-        return Result(method, setting.seed, flops, scores.joint, scores.tasks, layers)
+            return functools.partial(zipjax.apply, self.apply_fn)
+        return jax.jit(self.apply_fn)
 
     def unit_pictures(self, setting: Setting) -> list[report.Picture]:
         """Draws how the units of one seed were matched by ZipIt!."""
         recipe = zipjax.zipit(**self.config.zipit)
         assignments = zipjax.match(
-            setting.models, setting.spec, recipe, moments=setting.moments
+            setting.models, self.spec, recipe, moments=setting.moments
         )
-        correlations = {
-            perm: np.asarray(moment.correlation(), np.float64)
-            for perm, moment in setting.moments.items()
-        }
-        count = len(setting.models)
-        where = f"Seed {setting.seed}."
-        kinds = report.Picture(
-            plots.merge_kinds(assignments, count),
-            f"What the merged units of every layer are made of. {where}",
-            "Stacked bars of the kinds of merged units in every layer",
-        )
-        matched = report.Picture(
-            plots.matched_correlations(correlations, assignments, count),
-            f"Correlations of the units that were merged with each other. {where}",
-            "Histogram of matched correlations",
-        )
-        matrices = [
-            report.Picture(
-                plots.correlation_matrix(correlations[perm], assignment, count, perm),
-                f"Correlations of all units of {perm}, as they were merged. {where}",
-                f"Correlation matrix of the units of {perm}",
-            )
+        # Groups and the units within them are no units of a whole layer.
+        perms = self.spec.perms
+        groups = {name for perm in perms.values() for name in perm.groups}
+        alone = {
+            perm: assignment
             for perm, assignment in assignments.items()
-        ]
-        return [kinds, matched, *matrices]
+            if perm not in groups and not perms[perm].groups
+        }
+        where = f"Seed {setting.seed}."
+        return pictures.matches(alone, setting.moments, len(setting.models), where)
 
     def scalar_writer(self, name: str) -> WriteScalars:
         """Returns what writes training curves: to TensorBoard if that is wanted."""
@@ -246,12 +292,3 @@ class Experiment:
 def _fields(moments: zipjax.Moments) -> dict[str, Any]:
     names = ("count", "mean", "mean_tail", "m2")
     return {name: getattr(moments, name) for name in names}
-
-
-def _tasks_note(config: Config) -> str:
-    return (
-        f"{config.num_tasks} networks from different initialisations, each trained on "
-        f"its own share of the classes of {config.dataset}, were merged without "
-        "training. Accuracies are on test images; moments and batch statistics come "
-        "from training images, without labels."
-    )

@@ -41,9 +41,15 @@ METHODS = {
     "others.",
     "Permute": "The units of the other networks are put in the order that correlates "
     "best with the first network's, one to one, and then averaged.",
+    "Git Re-Basin": "The units of the other networks are put in the order in which "
+    "their weights agree best with the first network's, one to one, and then averaged.",
+    "MuDSC-Align": "As Permute, but activations and weights both have a say: their "
+    "similarities are added up, with a balance that was chosen on training images.",
     "ZipIt!": "Units are merged with those they correlate with most, across networks "
     "and within one. n/m: n of m layers are zipped, the others are kept for each "
     "network; full: all layers are.",
+    "W. Zip": "As ZipIt!, but by the similarity of the units' weights.",
+    "MuDSC-Zip": "As ZipIt!, but by the balanced similarities of MuDSC.",
 }
 
 

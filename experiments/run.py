@@ -1,4 +1,7 @@
-"""Runs an experiment: python -m experiments.run --config configs/digits.py."""
+"""Runs an experiment: python -m experiments.run --config configs/digits.py.
+
+A start behind a colon, as in ``configs/digits.py:finetuned``, is the config's ``init``.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", str(_DEFAULT), "The experiment's configuration.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of results; workdir/<config's name> by default."
+    "workdir", None, "Folder of results; workdir/<config's name>[_init] by default."
 )
 
 
@@ -26,6 +29,8 @@ def main(arguments: Sequence[str]) -> None:
         # The terminal is for progress and the table; --verbosity=0 shows the log too.
         logging.set_verbosity(logging.WARNING)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    if _CONFIG.value.init != "scratch":
+        name = f"{name}_{_CONFIG.value.init}"
     workdir = Path(_WORKDIR.value or Path("workdir") / name).absolute()
     Experiment(_CONFIG.value, workdir, Console()).run()
 

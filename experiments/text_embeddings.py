@@ -61,6 +61,28 @@ CLASSES = {
         "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck",
         "a photo of a {name}.",
     ),
+    "cifar100": ClassList(
+        "apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, "
+        "bottle, bowl, boy, bridge, bus, butterfly, camel, can, castle, "
+        "caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach, couch, "
+        "crab, crocodile, cup, dinosaur, dolphin, elephant, flatfish, forest, fox, "
+        "girl, hamster, house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, "
+        "lizard, lobster, man, maple tree, motorcycle, mountain, mouse, mushroom, "
+        "oak tree, orange, orchid, otter, palm tree, pear, pickup truck, pine tree, "
+        "plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray, road, "
+        "rocket, rose, sea, seal, shark, shrew, skunk, skyscraper, snail, snake, "
+        "spider, squirrel, streetcar, sunflower, sweet pepper, table, tank, "
+        "telephone, television, tiger, tractor, train, trout, tulip, turtle, "
+        "wardrobe, whale, willow tree, wolf, woman, worm",
+        "a photo of a {name}.",
+    ),
+    # MuDSC's two questions about a digit, of which every digit answers both.
+    "prime": ClassList(
+        "not a prime number, a prime number", "a photo of a digit that is {name}."
+    ),
+    "odd": ClassList(
+        "an even number, an odd number", "a photo of a digit that is {name}."
+    ),
 }
 
 

@@ -9,12 +9,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import metrics, parameter_overview
 
-from experiments.data import Split
+from experiments.data import Pixels, Split
 
 _SCALE = 100.0  # CLIP's logit scale.
+_PADDING = 4
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
 WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
@@ -31,8 +33,9 @@ class TrainMetrics(metrics.Collection):
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, other variables (batch statistics) and the optimiser's state."""
+    """Steps so far, parameters, batch statistics and the optimiser's state."""
 
+    step: jax.Array
     params: Any
     others: Any
     optimizer: Any
@@ -47,6 +50,7 @@ def train(
     track: Track,
     write: WriteScalars,
     title: str,
+    start: Variables | None = None,
 ) -> Variables:
     """Trains one network on the classes that occur in ``split``.
 
@@ -54,68 +58,94 @@ def train(
       model: a network with ``__call__(x, train)``.
       split: training examples; their labels are rows of ``targets``.
       targets: the task's text embeddings ``[classes, dim]``.
-      key: PRNG key of initialisation and shuffling.
-      config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``.
+      key: PRNG key of initialisation, shuffling and augmentation.
+      config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay`` and
+        ``augment``, whether images are flipped and cropped at random.
       track: wraps the epochs in a progress bar with a title.
       write: receives the number and the mean accuracy and loss of every epoch.
       title: what the bar and the log call this training.
+      start: variables to start from; drawn at random if None.
 
     Returns:
       The trained variables.
     """
-    init_key, shuffle_key = jax.random.split(key)
-    variables = model.init(init_key, split.images[:1])
-    logging.info("%s:\n%s", title, parameter_overview.get_parameter_overview(variables))
-    steps = max(len(split.labels) // config.batch_size, 1)
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
-    optimizer = optax.adamw(schedule, weight_decay=config.weight_decay)
-    others = {name: x for name, x in variables.items() if name != "params"}
-    params = variables["params"]
-    state = TrainState(params, others, optimizer.init(params))
-    arrays = jnp.asarray(split.images), jnp.asarray(split.labels)
-    epoch = functools.partial(
-        _epoch, model, optimizer, targets, min(config.batch_size, len(split.labels))
+    init_key, shuffle_key, augment_key = jax.random.split(key, 3)
+    if start is None:
+        start = model.init(init_key, split.pixels.normalised(split.images[:1]))
+    logging.info("%s:\n%s", title, parameter_overview.get_parameter_overview(start))
+    size = min(config.batch_size, len(split.labels))
+    steps = len(split.labels) // size
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
+    others = {name: x for name, x in start.items() if name != "params"}
+    optimizer = _optimizer(config.weight_decay).init(start["params"])
+    state = TrainState(jnp.zeros((), int), start["params"], others, optimizer)
+    step = functools.partial(
+        _step, model, config.weight_decay, split.pixels, config.augment, targets
     )
-    run_epoch = jax.jit(epoch)
     collected = TrainMetrics.empty()
     for number in track(range(config.epochs), title):
         epoch_key = jax.random.fold_in(shuffle_key, number)
-        state, collected = run_epoch(state, *arrays, epoch_key)
+        order = np.asarray(jax.random.permutation(epoch_key, len(split.labels)))
+        collected = TrainMetrics.empty()
+        for k, chosen in enumerate(order[: steps * size].reshape(steps, size)):
+            batch = split.images[chosen], split.labels[chosen]
+            now = rate(number * steps + k)
+            state, collected = step(state, collected, *batch, now, augment_key)
         write(number, {name: float(x) for name, x in collected.compute().items()})
     logging.info("%s: %s", title, collected.compute())
     return {"params": state.params, **state.others}
 
 
-def _epoch(
+def augmented(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Flips images at random and crops them from their padded selves."""
+    flip_key, crop_key = jax.random.split(key)
+    count, *shape = images.shape
+    flip = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
+    images = jnp.where(flip, images[:, :, ::-1], images)
+    sides = (_PADDING, _PADDING)
+    padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * _PADDING + 1)
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), shape)
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def _optimizer(weight_decay: float) -> optax.GradientTransformation:
+    """AdamW but for its learning rate, which the step is given."""
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+
+
+# One step, not one epoch: tasks of different size share the compiled function.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _step(
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    weight_decay: float,
+    pixels: Pixels,
+    augment: bool,
     targets: jax.Array,
-    batch_size: int,
     state: TrainState,
+    collected: TrainMetrics,
     images: jax.Array,
     labels: jax.Array,
+    rate: jax.Array,
     key: jax.Array,
 ) -> tuple[TrainState, TrainMetrics]:
-    """One pass over the shuffled examples, as one compiled call."""
-    steps = len(labels) // batch_size
-    order = jax.random.permutation(key, len(labels))[: steps * batch_size]
-
-    def step(state: TrainState, chosen: jax.Array) -> tuple[TrainState, TrainMetrics]:
-        loss_of = functools.partial(
-            _loss, model, state.others, images[chosen], labels[chosen], targets
-        )
-        (_, (others, output)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
-        )
-        updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, state.params
-        )
-        params = optax.apply_updates(state.params, updates)
-        collected = TrainMetrics.single_from_model_output(**output)
-        return TrainState(params, others, optimizer_state), collected
-
-    state, collected = jax.lax.scan(step, state, order.reshape(steps, batch_size))
-    return state, collected.reduce()
+    """One step of the optimiser."""
+    images = pixels.normalised(images)
+    if augment:
+        images = augmented(images, jax.random.fold_in(key, state.step))
+    loss_of = functools.partial(_loss, model, state.others, images, labels, targets)
+    (_, (others, output)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params
+    )
+    optimizer = _optimizer(weight_decay)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    updates = jax.tree_util.tree_map(lambda update: -rate * update, updates)
+    params = optax.apply_updates(state.params, updates)
+    collected = collected.merge(TrainMetrics.single_from_model_output(**output))
+    return TrainState(state.step + 1, params, others, optimizer_state), collected
 
 
 def _loss(

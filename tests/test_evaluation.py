@@ -182,3 +182,62 @@ def test_bad_input(outputs, labels, tasks, options, message):
 def test_no_batches():
     with pytest.raises(ValueError, match=r"\[0, 0\] examples"):
         zipjax.evaluate(lambda x: x, [], tasks=TASKS)
+
+
+def evaluate_tasks(outputs, labels, **options):
+    """Evaluates given outputs for tasks that share their examples, in two batches."""
+    several = isinstance(outputs, list)
+
+    def forward(rows):
+        return [head[rows] for head in outputs] if several else outputs[rows]
+
+    rows = np.arange(len(labels))
+    batches = [(rows[:3], labels[:3]), (rows[3:], labels[3:])]
+    return zipjax.evaluate_tasks(forward, iter(batches), **options)
+
+
+# What each of four examples is, by two tasks: of two classes and of three.
+SHARED_LABELS = np.array([[0, 2], [1, 0], [1, 1], [0, 0]])
+
+
+def test_tasks_that_share_their_examples_with_a_head_each():
+    first = np.array([[5.0, 1], [0, 1], [1, 0], [2, 1]])  # 0, 1, 0, 0: the third wrong
+    second = np.array([[0.0, 1, 2], [0, 9, 0], [3, 4, 0], [1, 0, 0]])  # 2, 1, 1, 0
+    found = evaluate_tasks([first, second], SHARED_LABELS)
+    assert found == zipjax.Evaluation(2 / 4, (3 / 4, 3 / 4), 4)
+
+
+def test_tasks_that_share_one_output_are_told_apart_by_their_embeddings():
+    embeddings = [np.eye(5)[:2] * 7, np.eye(5)[2:] * 0.1]  # lengths do not count
+    output = np.array(
+        [
+            [2.0, 1, 0, 0, 9],  # 0, 2
+            [1, 2, 1, 0, 0],  # 1, 0
+            [1, 2, 0, 0, 5],  # 1, 2: the second is wrong
+            [1, 2, 0, 5, 0],  # 1, 1: both are wrong
+        ]
+    )
+    found = evaluate_tasks(output, SHARED_LABELS, class_embeddings=embeddings)
+    assert found == zipjax.Evaluation(2 / 4, (3 / 4, 2 / 4), 4)
+    heads = [output, output[[1, 0, 2, 3]]]
+    swapped = evaluate_tasks(heads, SHARED_LABELS, class_embeddings=embeddings)
+    assert swapped == zipjax.Evaluation(0.0, (3 / 4, 0.0), 4)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options", "message"),
+    [
+        (np.eye(4), {}, "labels of 2 tasks, but 1 outputs and"),
+        ([np.eye(4)], {}, "1 outputs"),
+        (np.eye(4), {"class_embeddings": [np.eye(4)]}, "embeddings of 1"),
+        (np.eye(4), {"class_embeddings": [np.eye(3)] * 2}, "not of one space"),
+    ],
+)
+def test_shared_tasks_that_do_not_fit_the_outputs(outputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_tasks(outputs, SHARED_LABELS, **options)
+
+
+def test_shared_tasks_need_examples():
+    with pytest.raises(ValueError, match="no examples"):
+        zipjax.evaluate_tasks(np.asarray, [])

@@ -380,7 +380,10 @@ GOOD = {"h0": np.tile(np.arange(6), 4), "h1": np.tile(np.arange(5), 4)}
     [
         ({"h0": GOOD["h0"]}, r"missing \['h1'\]"),
         (GOOD | {"h2": GOOD["h0"]}, r"unexpected \['h2'\]"),
-        (GOOD | {"h0": GOOD["h1"]}, r"'h0' has shape \[20\], not \[24\]: N\*n = 4 \* 6"),
+        (
+            GOOD | {"h0": GOOD["h1"]},
+            r"shape \[20\], not \[24\]: N\*n = 4 \* 6",
+        ),
         (GOOD | {"h0": GOOD["h0"][:, None]}, r"'h0' has shape \[24, 1\]"),
         (GOOD | {"h1": GOOD["h1"] + 1}, "without gaps"),
         (GOOD | {"h1": GOOD["h1"] / 1.0}, "vector of N.n integers, got float64"),

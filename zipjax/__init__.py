@@ -7,7 +7,7 @@ from zipjax.checkpoints import load, save
 from zipjax.depth import Cut
 from zipjax.descent import Schedule, Sweep
 from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
-from zipjax.evaluation import Evaluation, evaluate
+from zipjax.evaluation import Evaluation, evaluate, evaluate_tasks
 from zipjax.matching import (
     match_align,
     match_grouped_align,
@@ -58,6 +58,7 @@ __all__ = [
     "average",
     "collect_moments",
     "evaluate",
+    "evaluate_tasks",
     "flops",
     "git_rebasin",
     "infer_spec",

@@ -24,7 +24,8 @@ class Evaluation:
     """Accuracies, as fractions.
 
     Attributes:
-      joint: over the classes of all tasks.
+      joint: over the classes of all tasks; if these share their examples, how often
+        all tasks are right about an example.
       tasks: of every task, on its examples and among its classes only.
       count: number of examples.
     """
@@ -89,6 +90,71 @@ def evaluate(
             "examples of its classes"
         )
     return Evaluation(joint_hits / count, tuple((hits / totals).tolist()), count)
+
+
+def evaluate_tasks(
+    forward: Callable[[Any], Any],
+    batches: Iterable[tuple[Any, Int[AnyArray, "batch tasks"]]],
+    *,
+    class_embeddings: Sequence[Float[AnyArray, "_classes dim"]] | None = None,
+) -> Evaluation:
+    """Evaluates a model on tasks that share their examples (MuDSC, Section 4.3).
+
+    Every example has a label of every task, such as whether a digit is prime and
+    whether it is odd. With one output a head, head k predicts task k.
+
+    Args:
+      forward: maps inputs to the output ``[batch, dim]`` or a list of one output a
+        task; see :func:`evaluate`.
+      batches: pairs of inputs and integer labels, one column a task.
+      class_embeddings: for every task the text embeddings of its classes: the class
+        with the largest cosine wins. None for outputs that are logits of one head a
+        task.
+
+    Returns:
+      The accuracies on all examples; the joint one is the fraction of examples about
+      which all tasks are right.
+
+    Raises:
+      ValueError: if there are no examples, or the numbers of labels, of embeddings and
+        of heads differ, or outputs have another width than the embeddings.
+    """
+    every: list[np.ndarray] = []
+    for inputs, batch_labels in batches:
+        labels = np.asarray(batch_labels)
+        outputs = _one_each(forward(inputs), labels.shape[1], class_embeddings)
+        scores = [
+            np.asarray(output)
+            if targets is None
+            else _scores(output, range(len(targets)), targets)
+            for output, targets in outputs
+        ]
+        predicted = np.stack([score.argmax(1) for score in scores], axis=1)
+        every.append(predicted == labels)
+    right = np.concatenate(every) if every else np.empty((0, 0))
+    if not right.size:
+        raise ValueError("no examples of any task: accuracies need at least one")
+    return Evaluation(
+        float(right.all(1).mean()), tuple(right.mean(0).tolist()), len(right)
+    )
+
+
+def _one_each(
+    outputs: Any, tasks: int, class_embeddings: Sequence[Any] | None
+) -> list[tuple[Any, Any]]:
+    """Returns for every task the output that predicts it, and its embeddings."""
+    targets = list(class_embeddings or [None] * tasks)
+    if isinstance(outputs, (list, tuple)):
+        heads = list(outputs)
+    else:
+        heads = [outputs] * (1 if class_embeddings is None else tasks)
+    if not len(heads) == len(targets) == tasks:
+        raise ValueError(
+            f"labels of {tasks} tasks, but {len(heads)} outputs and class embeddings "
+            f"of {len(targets)}: give one head a task, or one output for all of them "
+            "and every task's class embeddings"
+        )
+    return list(zip(heads, targets, strict=True))
 
 
 def _task_scores(

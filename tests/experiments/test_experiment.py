@@ -20,7 +20,7 @@ def small_config():
     spec.loader.exec_module(module)
     config = module.get_config()
     config.seeds = (0, 1)
-    config.mlp.hidden = (32, 32)
+    config.network.hidden = (32, 32)
     config.train.epochs = 8
     return config
 
@@ -122,7 +122,7 @@ def test_digits_are_real_and_disjoint():
     assert len(digits.train.labels) + len(digits.test.labels) == 1797
     train = {image.tobytes() for image in digits.train.images}
     assert not any(image.tobytes() in train for image in digits.test.images)
-    some = digits.test.of_classes((3, 5))
+    some = digits.test.take(np.isin(digits.test.labels, (3, 5)))
     assert set(some.labels) == {3, 5}
     assert sum(len(labels) for _, labels in some.batches(7)) == len(some.labels)
 

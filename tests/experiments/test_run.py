@@ -1,7 +1,11 @@
 import subprocess
 import sys
 
-FAST = ["--config.seeds=(0,)", "--config.train.epochs=1", "--config.mlp.hidden=(8,)"]
+FAST = [
+    "--config.seeds=(0,)",
+    "--config.train.epochs=1",
+    "--config.network.hidden=(8,)",
+]
 
 
 def run(workdir, *flags):

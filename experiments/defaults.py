@@ -1,0 +1,99 @@
+"""What configs start from, and the least that shows that one runs."""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from experiments.networks import architecture
+from experiments.train import Config
+
+ALL_ROWS = (
+    "average",
+    "git_rebasin",
+    "permute",
+    "mudsc_align",
+    "zipit",
+    "weight_zip",
+    "mudsc_zip",
+)
+
+
+def default(title: str, model: str, **network: Any) -> Config:
+    """Returns a config for handwritten digits, split into 5 + 5 classes.
+
+    Args:
+      title: the report's heading.
+      model: the network, a key of ``experiments.networks.ARCHITECTURES``.
+      **network: its sizes.
+    """
+    config = ml_collections.ConfigDict()
+    config.title = title
+    config.dataset = "digits"
+    config.data_dir = config_dict.placeholder(str)  # Of TensorFlow Datasets.
+    config.examples = config_dict.placeholder(int)  # Of every class; None: all.
+    config.class_names = config_dict.placeholder(str)  # The dataset's own if None.
+    config.text_encoder = "minilm"
+    config.tasks = "split"  # Or "prime_odd".
+    config.num_tasks = 2
+    config.seeds = (0, 1, 2, 3, 4)
+
+    config.model = model
+    config.network = ml_collections.ConfigDict(network)
+
+    config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
+    config.train = training(epochs=60)
+    config.finetune = training(epochs=20, learning_rate=5e-4)
+
+    config.batch_size = 256  # Of moments, batch statistics and evaluation.
+    # Training images for moments, batch statistics and balances; None: all of them.
+    config.calibration_images = config_dict.placeholder(int)
+
+    config.rows = ("average", "permute", "zipit")
+    config.cuts = 4  # At most so many partial zips, spread over the depth.
+    config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
+    config.balances = tuple(k / 10 for k in range(11))  # What MuDSC chooses among.
+
+    config.tensorboard = False  # Training curves; needs the extra of that name.
+    config.smoke = False  # As little of everything as shows that it runs.
+    return config
+
+
+def cifar100(title: str, model: str, **network: Any) -> Config:
+    """Returns a config for CIFAR-100, split into 50 + 50 classes; see `default`."""
+    config = default(title, model, **network)
+    config.dataset = "cifar100"
+    config.train = training(epochs=100, batch_size=250, augment=True)
+    config.finetune = training(
+        epochs=30, batch_size=250, learning_rate=5e-4, augment=True
+    )
+    config.batch_size = 500
+    return config
+
+
+def training(
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    weight_decay: float = 1e-2,
+    augment: bool = False,
+) -> Config:
+    """Returns the fields of one training."""
+    return ml_collections.ConfigDict(locals())
+
+
+def shrunk(config: Config) -> Config:
+    """Returns a config that runs in seconds: all its parts, on next to nothing.
+
+    Of CIFAR only the images' shape is left, so that it need not be there.
+    """
+    small = config.copy_and_resolve_references()
+    small.dataset = config.dataset.replace("cifar", "noise")
+    small.class_names, small.examples = config.dataset, 2
+    small.seeds = config.seeds[:1]
+    small.network.update(architecture(config.model).smallest)
+    small.train.epochs = small.finetune.epochs = 1
+    small.cuts = 1
+    small.balances = config.balances[:2]
+    return small

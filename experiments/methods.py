@@ -1,0 +1,55 @@
+"""The rows of the papers' tables: what a config may list as ``rows``."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+import zipjax
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way of merging, as a row.
+
+    Attributes:
+      title: what the tables call it.
+      recipe: makes the recipe from the config's ``zipit`` and, if the method is
+        balanced, a balance.
+      balanced: whether it has a balance to be chosen.
+      partial: whether the table also shows how it does when it stops earlier.
+    """
+
+    title: str
+    recipe: Callable[..., zipjax.Recipe]
+    balanced: bool = False
+    partial: bool = False
+
+
+METHODS = {
+    "average": Method("Average", lambda zips: zipjax.average()),
+    "permute": Method("Permute", lambda zips: zipjax.permute()),
+    "zipit": Method("ZipIt!", lambda zips: zipjax.zipit(**zips), partial=True),
+}
+
+
+def chosen_methods(rows: Sequence[str]) -> list[Method]:
+    """Looks up the methods of a table.
+
+    Raises:
+      ValueError: if one is unknown.
+    """
+    if unknown := sorted(set(rows) - set(METHODS)):
+        raise ValueError(f"rows {unknown} are unknown: choose among {sorted(METHODS)}")
+    return [METHODS[name] for name in rows]
+
+
+def spread_cuts(spec: zipjax.PermutationSpec, most: int) -> list[zipjax.Cut]:
+    """Returns cuts from the deepest on, at most so many, evenly spread."""
+    places = np.linspace(len(spec.cuts) - 1, 0, min(most, len(spec.cuts)))
+    return [spec.cuts[place] for place in places.round().astype(int)]
+
+
+def best_balance(balances: Sequence[float], score: Callable[[float], float]) -> float:
+    """Returns the balance with the best score, the first of equals (MuDSC, 4.1)."""
+    return max(balances, key=score)

@@ -1,0 +1,60 @@
+"""The networks that a config can name, each with its declared permutation spec."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+import zipjax
+from zipjax.models import mlp, resnet, swin, vit
+
+
+class Architecture(NamedTuple):
+    """How a network is made, its spec, and its least sizes."""
+
+    make: Callable[..., nn.Module]
+    spec: Callable[[Any], zipjax.PermutationSpec]
+    smallest: Mapping[str, Any]
+
+
+ARCHITECTURES = {
+    "mlp": Architecture(mlp.MLP, mlp.spec, {"hidden": (8, 8)}),
+    "resnet20": Architecture(resnet.ResNet20, resnet.spec, {"width": 0.25}),
+    "vit": Architecture(vit.ViT, vit.spec, {"width": 8, "depth": 1, "heads": 2}),
+    "swin": Architecture(
+        swin.Swin, swin.spec, {"width": 8, "depths": (1, 1), "heads": (2, 2)}
+    ),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Looks up a network.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        known = sorted(ARCHITECTURES)
+        raise ValueError(f"model {name!r} is unknown: choose among {known}")
+    return ARCHITECTURES[name]
+
+
+def build(
+    name: str, options: Mapping[str, Any], outputs: int
+) -> tuple[nn.Module, zipjax.PermutationSpec]:
+    """Makes a network and its spec.
+
+    Args:
+      name: a key of ``ARCHITECTURES``.
+      options: the network's own sizes, such as ``{"width": 2}``.
+      outputs: number of outputs.
+
+    Returns:
+      The network, whose ``apply`` takes variables and images, and its spec.
+
+    Raises:
+      ValueError: if there is no network of that name.
+    """
+    chosen = architecture(name)
+    network = chosen.make(outputs=outputs, **options)
+    return network, chosen.spec(network)

@@ -1,0 +1,70 @@
+"""The report's pictures with their words."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import zipjax
+from experiments import plots
+from experiments.report import Picture
+from experiments.results import Result
+
+_MATRICES = 4
+
+
+def depth(results: Sequence[Result], total_layers: int) -> Picture:
+    """Draws accuracy against depth."""
+    return Picture(
+        plots.accuracy_against_depth(results, total_layers),
+        "Accuracy against the number of zipped layers: 0 is the ensemble, at the right "
+        "everything is zipped. Bars: one standard deviation over seeds.",
+        "Line plot of accuracy against depth",
+    )
+
+
+def matches(
+    assignments: Mapping[str, np.ndarray],
+    moments: Mapping[str, zipjax.Moments],
+    num_models: int,
+    where: str,
+) -> list[Picture]:
+    """Draws how units were matched, and a few perms' correlations.
+
+    Args:
+      assignments: the merged unit of every unit, by perm.
+      moments: of the perms' units.
+      num_models: number of models.
+      where: a sentence that says which models these are.
+
+    Returns:
+      The pictures; none if there are no assignments.
+    """
+    if not assignments:
+        return []
+    correlations = {
+        perm: np.asarray(moments[perm].correlation(), np.float64)
+        for perm in assignments
+    }
+    kinds = Picture(
+        plots.merge_kinds(assignments, num_models),
+        f"What the merged units of every layer are made of. {where}",
+        "Stacked bars of the kinds of merged units in every layer",
+    )
+    matched = Picture(
+        plots.matched_correlations(correlations, assignments, num_models),
+        f"Correlations of the units that were merged with each other. {where}",
+        "Histogram of matched correlations",
+    )
+    places = np.linspace(0, len(assignments) - 1, min(_MATRICES, len(assignments)))
+    shown = [list(assignments)[place] for place in places.round().astype(int)]
+    matrices = [
+        Picture(
+            plots.correlation_matrix(
+                correlations[perm], assignments[perm], num_models, perm
+            ),
+            f"Correlations of all units of {perm}, as they were merged. {where}",
+            f"Correlation matrix of the units of {perm}",
+        )
+        for perm in shown
+    ]
+    return [kinds, matched, *matrices]

@@ -1,0 +1,74 @@
+"""Every config runs; smoke mode shrinks it to next to nothing."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import jax
+import pytest
+from rich.console import Console
+
+from experiments.defaults import default
+from experiments.experiment import Experiment
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compilation is most of what a smoke run does."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def load(path, *init):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*init)
+
+
+def run(config, workdir):
+    config.smoke = True
+    return Experiment(config, workdir, Console(file=io.StringIO())).run()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs(path, tmp_path):
+    config = load(path)
+    results = run(config, tmp_path)
+    assert {result.seed for result in results} == {config.seeds[0]}
+    methods = [result.method for result in results]
+    assert methods[:3] == ["Model A", "Model B", "Ensemble"]
+    # Every row, and of ZipIt! a partial one besides.
+    assert len(methods) == 3 + len(config.rows) + 1
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_prime_odd"])
+def test_fine_tuned_networks_start_from_one(name, tmp_path):
+    config = load(Path(CONFIGS[0].parent, f"{name}.py"), "finetuned")
+    run(config, tmp_path)
+    trained = sorted(path.name.rsplit("_", 1)[0] for path in tmp_path.glob("models/*"))
+    assert trained == ["seed0_A", "seed0_B", "seed0_start"]
+
+
+def test_configs_differ_where_they_say_and_nowhere_else():
+    for path in CONFIGS:
+        config = load(path)
+        assert set(config) == set(default("", config.model))
+        assert f"--config configs/{path.name}" in path.read_text()
+
+
+def test_an_unknown_network_names_the_known():
+    with pytest.raises(ValueError, match=r"'resnet18' is unknown.*'resnet20'"):
+        run(default("", "resnet18"), Path())
+
+
+def test_an_unknown_row_names_the_known(tmp_path):
+    config = default("", "mlp", hidden=(8,))
+    config.rows = ("average", "magic")
+    with pytest.raises(ValueError, match=r"\['magic'\].*'zipit'"):
+        run(config, tmp_path)
