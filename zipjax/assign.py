@@ -19,6 +19,7 @@ from zipjax.descent import (
 )
 from zipjax.matching.grouped import Nest, match_nest
 from zipjax.matrices import merged_units
+from zipjax.norms import batch_stats
 from zipjax.partial import heads_of
 from zipjax.recipes import Recipe, average
 from zipjax.similarity import Units, activation_similarity, weight_similarity
@@ -117,7 +118,8 @@ class _Matching:
       recipe: how units are matched.
       moments: what activations are compared by, if they are.
       perms: the zipped perms.
-      trunk: the parameters that are merged, by which weights are compared.
+      trunk: the parameters that are merged, by which weights are compared (all but
+        the statistics of BatchNorms).
     """
 
     all_leaves: Sequence[Leaves]
@@ -182,9 +184,11 @@ class _Matching:
 
     @functools.cached_property
     def _stacked(self) -> dict[str, Array]:
+        # Statistics are of activations; their scale would drown all weights.
+        statistics = {path for pair in batch_stats(self.trunk) for path in pair}
         return {
             path: jnp.stack([leaves[path] for leaves in self.all_leaves])
-            for path in self.trunk
+            for path in self.trunk - statistics
         }
 
     def _children(self, perm: str) -> list[str]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax.activations import batch_inputs
+from zipjax.norms import batch_stats
 from zipjax.parameters import parameter_views
 from zipjax.partial import Merged, heads_of
 from zipjax.program import Derived, Program, ValueId, evaluate, trace
@@ -25,21 +26,13 @@ Model = TypeVar("Model")
 StatsPaths = Callable[[Iterable[str]], list[tuple[str, str]]]
 
 
-def linen_batch_stats(paths: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the paths of mean and variance of every Linen BatchNorm."""
-    known = set(paths)
-    means = [p for p in known if "batch_stats" in p.split("/") and p.endswith("/mean")]
-    pairs = [(mean, mean.removesuffix("mean") + "var") for mean in sorted(means)]
-    return [(mean, var) for mean, var in pairs if var in known]
-
-
 def reset_batch_stats(
     apply_fn: ApplyFn,
     model: Model,
     batches: Iterable[Any],
     *,
     inputs: Callable[[Any], Any] | None = None,
-    stats: StatsPaths = linen_batch_stats,
+    stats: StatsPaths = batch_stats,
     ddof: int = 0,
 ) -> Model:
     """Measures the BatchNorm means and variances of a model anew.
@@ -53,7 +46,8 @@ def reset_batch_stats(
       model: a merged model (full or partial) or a parameter pytree.
       batches: an iterable of batches.
       inputs: maps a batch to the inputs of ``apply_fn``; by default it is they.
-      stats: finds the paths of the running means and variances.
+      stats: finds the paths of the running means and variances; by default, those of
+        Linen and NNX by their names.
       ddof: 1 stores variances divided by the number of samples less one, as PyTorch
         does; batches are normalised by the plain ones in either case.
 
