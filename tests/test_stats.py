@@ -124,6 +124,18 @@ def test_a_constant_unit_has_no_correlation_and_no_nan(value):
     assert moments.deviation()[1] == 0
 
 
+def test_units_of_one_constant_are_one_feature():
+    samples = samples_of(600, 5)
+    samples[:, 1] = samples[:, 3] = 0.1
+    samples[:, 4] = 0.2
+    moments = moments_of(np.split(samples, [5, 100, 333]), 5)
+    correlation = np.asarray(moments.correlation())
+    expected = np.eye(5)
+    expected[1, 3] = expected[3, 1] = 1
+    expected[0, 2] = expected[2, 0] = np.corrcoef(samples[:, [0, 2]].T)[0, 1]
+    np.testing.assert_allclose(correlation, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e12])
 def test_correlations_do_not_depend_on_the_scale(scale):
     samples = samples_of(500, 4)

@@ -118,8 +118,7 @@ class _Matching:
       recipe: how units are matched.
       moments: what activations are compared by, if they are.
       perms: the zipped perms.
-      trunk: the parameters that are merged, by which weights are compared (all but
-        the statistics of BatchNorms).
+      trunk: the parameters that are merged, by which weights are compared.
     """
 
     all_leaves: Sequence[Leaves]
@@ -184,11 +183,12 @@ class _Matching:
 
     @functools.cached_property
     def _stacked(self) -> dict[str, Array]:
-        # Statistics are of activations; their scale would drown all weights.
-        statistics = {path for pair in batch_stats(self.trunk) for path in pair}
+        chosen, similarity = self.trunk, self.recipe.similarity
+        if similarity and not similarity.statistics:
+            chosen -= {path for pair in batch_stats(chosen) for path in pair}
         return {
             path: jnp.stack([leaves[path] for leaves in self.all_leaves])
-            for path in self.trunk - statistics
+            for path in chosen
         }
 
     def _children(self, perm: str) -> list[str]:

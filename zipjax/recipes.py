@@ -72,6 +72,7 @@ def permute(*, reference: Reference = "first") -> Recipe:
 def git_rebasin(
     *,
     metric: Metric = "inner",
+    statistics: bool = True,
     reference: Reference = "first",
     schedule: Schedule = _SCHEDULE,
 ) -> Recipe:
@@ -81,11 +82,12 @@ def git_rebasin(
       metric: how weights are compared. "inner" products are what Git Re-Basin
         maximises: their sum never falls from sweep to sweep. MuDSC's baseline takes
         the "correlation".
+      statistics: whether running statistics count; see :class:`Similarity`.
       reference: see :func:`permute`.
       schedule: when to end.
     """
-    matchers, similarity = _align_matchers(reference), Similarity(1.0, metric)
-    return Recipe("git_rebasin", *matchers, similarity, schedule)
+    similarity = Similarity(1.0, metric, statistics=statistics)
+    return Recipe("git_rebasin", *_align_matchers(reference), similarity, schedule)
 
 
 def zipit(
@@ -154,8 +156,8 @@ def mudsc(
 
     Args:
       balance: weight of the weight space, in [0, 1]; 0 is :func:`permute` or
-        :func:`zipit`, 1 is :func:`git_rebasin` (of the same metric) or
-        :func:`weight_zip`.
+        :func:`zipit`, 1 is :func:`git_rebasin` (with the same metric and without
+        statistics) or :func:`weight_zip`.
       matching: "zip", or "align".
       alpha: see :func:`zipit`; for a zip only.
       beta: see :func:`zipit`; for a zip only.

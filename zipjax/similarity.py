@@ -39,6 +39,9 @@ class Similarity:
         the other perms that they touch. MuDSC's reference takes M on consumed and U on
         produced axes, the opposite of how weights are merged; so does True. False
         takes U on consumed and M on produced ones. For permutations they are the same.
+      statistics: whether the running statistics of BatchNorms count as weights. They
+        tell of activations, which helps an alignment by weights alone, but their scale
+        drowns all else in a zip.
 
     Raises:
       ValueError: if the balance lies outside [0, 1] or the metric is unknown, or if
@@ -48,6 +51,7 @@ class Similarity:
     balance: float
     metric: Metric = "correlation"
     swapped: bool = True
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.balance <= 1:

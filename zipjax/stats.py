@@ -95,15 +95,15 @@ class Moments:
         Constant means: to the rounding of a float of its size.
         """
         std = jnp.sqrt(jnp.maximum(jnp.diag(self.covariance()), 0))
-        rounding = 4 * jnp.finfo(std.dtype).eps * jnp.abs(self.mean)
-        return jnp.where(std > rounding, std, 0)
+        return jnp.where(std > self._rounding(), std, 0)
 
     @jax.jit  # One compiled call a size: dozens of perms share a few.
     def correlation(self) -> Float[Array, "units units"]:
         """Returns Pearson's correlations, in [-1, 1].
 
-        A constant (dead) unit has correlation 0 with every other and 1 with itself:
-        it is matched last, to whatever is left, and never gives NaN.
+        A constant unit has correlation 1 with those of the same constant (two dead
+        units are one feature, and leave room for others when merged) and 0 with the
+        others; never NaN.
         """
         std = self.deviation()
         scale = jnp.where(std > 0, 1 / jnp.where(std > 0, std, 1), 0)
@@ -113,7 +113,16 @@ class Moments:
         # Symmetric to the last bit, however the products above are fused.
         upper = jnp.triu(raw, 1)
         clipped = jnp.clip(upper + upper.T, -1, 1)
-        return jnp.where(jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
+        gap = jnp.abs(self.mean[:, None] - self.mean)
+        rounding = self._rounding()
+        equal = gap <= jnp.maximum(rounding[:, None], rounding)
+        # One sample does not tell a constant.
+        same = equal & (std == 0)[:, None] & (std == 0) & (self.count > 1)
+        return jnp.where(same | jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
+
+    def _rounding(self) -> Float[Array, "units"]:
+        """Returns what float rounding makes of units of these means."""
+        return 4 * jnp.finfo(self.mean.dtype).eps * jnp.abs(self.mean)
 
 
 def _accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
