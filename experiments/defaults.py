@@ -63,9 +63,9 @@ def cifar100(title: str, model: str, **network: Any) -> Config:
     """Returns a config for CIFAR-100, split into 50 + 50 classes; see `default`."""
     config = default(title, model, **network)
     config.dataset = "cifar100"
-    config.train = training(epochs=100, batch_size=250, augment=True)
+    config.train = training(epochs=100, batch_size=250, flip=True, crop=4)
     config.finetune = training(
-        epochs=30, batch_size=250, learning_rate=5e-4, augment=True
+        epochs=30, batch_size=250, learning_rate=5e-4, flip=True, crop=4
     )
     config.batch_size = 500
     return config
@@ -77,7 +77,8 @@ def training(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-2,
-    augment: bool = False,
+    flip: bool = False,
+    crop: int = 0,
 ) -> Config:
     """Returns the fields of one training."""
     return ml_collections.ConfigDict(locals())
