@@ -5,18 +5,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from experiments.methods import METHODS
 from experiments.networks import architecture
 from experiments.train import Config
-
-ALL_ROWS = (
-    "average",
-    "git_rebasin",
-    "permute",
-    "mudsc_align",
-    "zipit",
-    "weight_zip",
-    "mudsc_zip",
-)
 
 
 def default(title: str, model: str, **network: Any) -> Config:
@@ -49,7 +40,7 @@ def default(title: str, model: str, **network: Any) -> Config:
     # Training images for moments, batch statistics and balances; None: all of them.
     config.calibration_images = config_dict.placeholder(int)
 
-    config.rows = ("average", "permute", "zipit")
+    config.rows = tuple(METHODS)
     config.cuts = 4  # At most so many partial zips, spread over the depth.
     config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
     config.balances = tuple(k / 10 for k in range(11))  # What MuDSC chooses among.
