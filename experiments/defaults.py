@@ -5,18 +5,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from experiments.methods import METHODS
 from experiments.networks import architecture
 from experiments.train import Config
-
-ALL_ROWS = (
-    "average",
-    "git_rebasin",
-    "permute",
-    "mudsc_align",
-    "zipit",
-    "weight_zip",
-    "mudsc_zip",
-)
 
 
 def default(title: str, model: str, **network: Any) -> Config:
@@ -49,7 +40,7 @@ def default(title: str, model: str, **network: Any) -> Config:
     # Training images for moments, batch statistics and balances; None: all of them.
     config.calibration_images = config_dict.placeholder(int)
 
-    config.rows = ("average", "permute", "zipit")
+    config.rows = tuple(METHODS)
     config.cuts = 4  # At most so many partial zips, spread over the depth.
     config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
     config.balances = tuple(k / 10 for k in range(11))  # What MuDSC chooses among.
@@ -63,9 +54,9 @@ def cifar100(title: str, model: str, **network: Any) -> Config:
     """Returns a config for CIFAR-100, split into 50 + 50 classes; see `default`."""
     config = default(title, model, **network)
     config.dataset = "cifar100"
-    config.train = training(epochs=100, batch_size=250, augment=True)
+    config.train = training(epochs=100, batch_size=250, flip=True, crop=4)
     config.finetune = training(
-        epochs=30, batch_size=250, learning_rate=5e-4, augment=True
+        epochs=30, batch_size=250, learning_rate=5e-4, flip=True, crop=4
     )
     config.batch_size = 500
     return config
@@ -77,7 +68,8 @@ def training(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-2,
-    augment: bool = False,
+    flip: bool = False,
+    crop: int = 0,
 ) -> Config:
     """Returns the fields of one training."""
     return ml_collections.ConfigDict(locals())

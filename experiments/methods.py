@@ -28,8 +28,20 @@ class Method:
 
 METHODS = {
     "average": Method("Average", lambda zips: zipjax.average()),
+    "git_rebasin": Method("Git Re-Basin", lambda zips: zipjax.git_rebasin()),
     "permute": Method("Permute", lambda zips: zipjax.permute()),
+    "mudsc_align": Method(
+        "MuDSC-Align",
+        lambda zips, balance: zipjax.mudsc(balance, "align"),
+        balanced=True,
+    ),
     "zipit": Method("ZipIt!", lambda zips: zipjax.zipit(**zips), partial=True),
+    "weight_zip": Method("W. Zip", lambda zips: zipjax.weight_zip(**zips)),
+    "mudsc_zip": Method(
+        "MuDSC-Zip",
+        lambda zips, balance: zipjax.mudsc(balance, "zip", **zips),
+        balanced=True,
+    ),
 }
 
 

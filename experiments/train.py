@@ -1,5 +1,6 @@
 """Training with optax, CLIP-style: outputs are compared with text embeddings."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable
@@ -16,7 +17,6 @@ from clu import metrics, parameter_overview
 from experiments.data import Pixels, Split
 
 _SCALE = 100.0  # CLIP's logit scale.
-_PADDING = 4
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
 WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
@@ -41,6 +41,22 @@ class TrainState:
     optimizer: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How stored images look in training; hashable, as static data of the step."""
+
+    pixels: Pixels
+    flip: bool
+    crop: int
+
+    def seen(self, images: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns normalised and augmented images."""
+        flip_key, crop_key = jax.random.split(key)
+        images = self.pixels.normalised(images)
+        images = flipped(images, flip_key) if self.flip else images
+        return cropped(images, crop_key, self.crop) if self.crop else images
+
+
 def train(
     model: nn.Module,
     split: Split,
@@ -59,8 +75,9 @@ def train(
       split: training examples; their labels are rows of ``targets``.
       targets: the task's text embeddings ``[classes, dim]``.
       key: PRNG key of initialisation, shuffling and augmentation.
-      config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay`` and
-        ``augment``, whether images are flipped and cropped at random.
+      config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``, ``flip``
+        (whether images are mirrored at random) and ``crop`` (by how many pixels they
+        are padded, to be cropped at random).
       track: wraps the epochs in a progress bar with a title.
       write: receives the number and the mean accuracy and loss of every epoch.
       title: what the bar and the log call this training.
@@ -79,9 +96,8 @@ def train(
     others = {name: x for name, x in start.items() if name != "params"}
     optimizer = _optimizer(config.weight_decay).init(start["params"])
     state = TrainState(jnp.zeros((), int), start["params"], others, optimizer)
-    step = functools.partial(
-        _step, model, config.weight_decay, split.pixels, config.augment, targets
-    )
+    look = Look(split.pixels, config.flip, config.crop)
+    step = functools.partial(_step, model, config.weight_decay, look, targets)
     collected = TrainMetrics.empty()
     for number in track(range(config.epochs), title):
         epoch_key = jax.random.fold_in(shuffle_key, number)
@@ -96,15 +112,18 @@ def train(
     return {"params": state.params, **state.others}
 
 
-def augmented(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Flips images at random and crops them from their padded selves."""
-    flip_key, crop_key = jax.random.split(key)
+def flipped(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Mirrors images at random."""
+    mirrored = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
+def cropped(images: jax.Array, key: jax.Array, padding: int) -> jax.Array:
+    """Crops images at random from their padded selves."""
     count, *shape = images.shape
-    flip = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
-    images = jnp.where(flip, images[:, :, ::-1], images)
-    sides = (_PADDING, _PADDING)
+    sides = (padding, padding)
     padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
-    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * _PADDING + 1)
+    corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (*corner, 0), shape)
@@ -118,12 +137,11 @@ def _optimizer(weight_decay: float) -> optax.GradientTransformation:
 
 
 # One step, not one epoch: tasks of different size share the compiled function.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _step(
     model: nn.Module,
     weight_decay: float,
-    pixels: Pixels,
-    augment: bool,
+    look: Look,
     targets: jax.Array,
     state: TrainState,
     collected: TrainMetrics,
@@ -133,9 +151,7 @@ def _step(
     key: jax.Array,
 ) -> tuple[TrainState, TrainMetrics]:
     """One step of the optimiser."""
-    images = pixels.normalised(images)
-    if augment:
-        images = augmented(images, jax.random.fold_in(key, state.step))
+    images = look.seen(images, jax.random.fold_in(key, state.step))
     loss_of = functools.partial(_loss, model, state.others, images, labels, targets)
     (_, (others, output)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params

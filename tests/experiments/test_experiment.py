@@ -10,6 +10,8 @@ from rich.console import Console
 import zipjax
 from experiments import cache, data, tasks
 from experiments.experiment import Experiment
+from experiments.methods import best_balance, spread_cuts
+from zipjax.models import mlp
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"
 
@@ -20,6 +22,8 @@ def small_config():
     spec.loader.exec_module(module)
     config = module.get_config()
     config.seeds = (0, 1)
+    config.rows = ("average", "permute", "zipit", "mudsc_zip")
+    config.balances = (0.0, 0.5)
     config.network.hidden = (32, 32)
     config.train.epochs = 8
     return config
@@ -49,6 +53,7 @@ def test_every_method_has_a_row_for_every_seed(first_run):
         "ZipIt! 3/3",
         "ZipIt! 2/3",
         "ZipIt! 1/3",
+        "MuDSC-Zip",
     ]
     assert [r.method for r in results if r.seed == 0] == methods
     assert [r.method for r in results if r.seed == 1] == methods
@@ -149,3 +154,16 @@ def test_the_experiment_uses_the_public_package_only():
         if line.startswith(("import experiments", "from experiments"))
     ]
     assert imports == []
+
+
+def test_the_best_balance_is_the_first_of_the_best():
+    scores = {0.0: 0.2, 0.5: 0.9, 0.6: 0.9, 1.0: 0.1}
+    assert best_balance(tuple(scores), scores.__getitem__) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("most", "layers"), [(9, [4, 3, 2, 1]), (2, [4, 1]), (1, [4]), (0, [])]
+)
+def test_partial_zips_are_spread_over_the_depth(most, layers):
+    spec = mlp.spec(mlp.MLP((8, 8, 8, 8), 3))
+    assert [cut.layers for cut in spread_cuts(spec, most)] == layers
