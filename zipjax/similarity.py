@@ -103,34 +103,44 @@ def weight_similarity(
       ``[N*n, N*n]`` in float64 on the host, of the units of all groups of all models;
       None if no parameter is compared here.
     """
-    num_models = next(iter(stacked.values())).shape[0]
-    total = Moments.empty(num_models * spec.units(perm))
-    paths = dict.fromkeys(path for path, _, _ in spec.members(perm) if path in stacked)
-    for path in paths:
-        entries = spec.axes[path]
-        # Perms go by number: parameters of one shape share a compiled program.
-        names = {name: str(k) for k, name in enumerate(entry_names(entries))}
-        perms = tuple(
-            (short, _renamed(spec.perms[name], names))
-            for name, short in names.items()
-            if name in spec.perms
-        )
-        total = _add_parameter(
-            total,
-            stacked[path],
-            {names[p]: matrices[p] for p in names if p in matrices},
-            entries=tuple(rename(entry, names) for entry in entries),
-            perms=perms,
-            perm=names[perm],
-            swapped=swapped,
-            once=once,
-        )
-    return np.asarray(_compare(total, metric), np.float64) if total.count else None
+    rows = []
+    for path in dict.fromkeys(path for path, _, _ in spec.members(perm)):
+        if path in stacked:
+            rows += _rows_of(stacked[path], spec, path, perm, matrices, swapped, once)
+    return np.asarray(_compared(rows, metric), np.float64) if rows else None
+
+
+def _rows_of(
+    leaf: Array,
+    spec: PermutationSpec,
+    path: str,
+    perm: str,
+    matrices: Matrices,
+    swapped: bool,
+    once: bool,
+) -> list[Array]:
+    """Returns what a parameter of all models says of units: ``[samples, N*units]``."""
+    entries = spec.axes[path]
+    # Perms go by number: parameters of one shape share a compiled program.
+    names = {name: str(k) for k, name in enumerate(entry_names(entries))}
+    perms = tuple(
+        (short, _renamed(spec.perms[name], names))
+        for name, short in names.items()
+        if name in spec.perms
+    )
+    return _merged_rows(
+        leaf,
+        {names[p]: matrices[p] for p in names if p in matrices},
+        entries=tuple(rename(entry, names) for entry in entries),
+        perms=perms,
+        perm=names[perm],
+        swapped=swapped,
+        once=once,
+    )
 
 
 @jax.jit(static_argnames=("entries", "perms", "perm", "swapped", "once"))
-def _add_parameter(
-    total: Moments,
+def _merged_rows(
     leaf: Array,
     matrices: Matrices,
     *,
@@ -139,8 +149,7 @@ def _add_parameter(
     perm: str,
     swapped: bool,
     once: bool,
-) -> Moments:
-    """Adds what a parameter of all models says of the units of a perm."""
+) -> list[Array]:
     every = dict(perms)
     sizes = {name: x.size for name, x in every.items()}
 
@@ -158,9 +167,8 @@ def _add_parameter(
     if swapped:
         scaled = {p: _transposed(*both) for p, both in scaled.items()}
     wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    for view in jax.vmap(views)(wide, scaled):
-        total = total.update(jnp.concatenate(list(view), axis=1))
-    return total
+    found = jax.vmap(views)(wide, scaled)
+    return [jnp.concatenate(list(view), axis=1) for view in found]
 
 
 def _merged_view(
@@ -198,12 +206,13 @@ def _renamed(perm: Perm, names: Mapping[str, str]) -> Perm:
 
 
 @functools.partial(jax.jit, static_argnames="metric")
-def _compare(total: Moments, metric: Metric) -> Array:
+def _compared(rows: list[Array], metric: Metric) -> Array:
+    samples = jnp.concatenate(rows)
     if metric == "correlation":
-        return total.correlation()
-    inner = total.m2 + total.count * jnp.outer(total.mean, total.mean)
+        return Moments.empty(samples.shape[1]).update(samples).correlation()
+    inner = jnp.matmul(samples.T, samples, precision=jax.lax.Precision.HIGHEST)
     if metric == "inner":
         return inner
-    norms = jnp.sqrt(jnp.maximum(jnp.diag(inner), 0))
+    norms = jnp.sqrt(jnp.diag(inner))
     scale = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
     return jnp.clip(inner * scale[:, None] * scale[None, :], -1, 1)
