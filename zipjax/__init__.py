@@ -11,6 +11,7 @@ from zipjax.matrices import merge_matrices
 from zipjax.merging import match, merge, merge_units
 from zipjax.partial import Merged, apply, flops
 from zipjax.recipes import Recipe, average, permute, zipit
+from zipjax.refitting import ensemble_target, refit
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
 from zipjax.tracing import infer_spec
@@ -36,6 +37,7 @@ __all__ = [
     "apply",
     "average",
     "collect_moments",
+    "ensemble_target",
     "evaluate",
     "flops",
     "infer_spec",
@@ -50,6 +52,7 @@ __all__ = [
     "permute",
     "permute_params",
     "random_permutations",
+    "refit",
     "reset_batch_stats",
     "save",
     "source_of",
