@@ -258,6 +258,13 @@ def test_a_refit_needs_batches():
         zipjax.refit(dense_apply, MODELS, merged, ASSIGNMENTS, [])
 
 
+def test_assignments_must_be_those_of_the_merge():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    other = ASSIGNMENTS | {"h1": np.tile(np.arange(3), 5)[:14]}
+    with pytest.raises(ValueError, match=r"'h1' has 3 merged units.* 7"):
+        zipjax.refit(dense_apply, MODELS, merged, other, BATCHES)
+
+
 def test_the_ensemble_answers_with_the_surest_model():
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(5, 6)) * 3

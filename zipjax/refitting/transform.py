@@ -84,9 +84,10 @@ def refit(
       The merged model with new kernels and biases.
 
     Raises:
-      ValueError: if there are no batches, or the assignments are of other perms.
+      ValueError: if there are no batches, or the assignments do not fit the merged model.
     """
     check_models(models)
+    _check_widths(merged, assignments)
     data = [batch_inputs(k, batch, inputs) for k, batch in enumerate(batches)]
     if not data:
         raise ValueError("no batches: a refit needs at least one batch of inputs")
@@ -111,6 +112,19 @@ def refit(
             solve(current, [parent], kernel, _mean)
         head.update({path: current.leaves[path] for path in head})
     return dataclasses.replace(new, heads=tuple(own))
+
+
+def _check_widths(
+    merged: Merged, assignments: Mapping[str, Int[np.ndarray, "_total"]]
+) -> None:
+    for perm, assignment in assignments.items():
+        width = merged.spec.sizes.get(perm)
+        if width != np.max(assignment) + 1:
+            raise ValueError(
+                f"the assignment of perm {perm!r} has {np.max(assignment) + 1} merged "
+                f"units, the merged model {width}: pass the assignments that it was "
+                "merged by"
+            )
 
 
 def _networks(
