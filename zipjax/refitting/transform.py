@@ -84,7 +84,8 @@ def refit(
       The merged model with new kernels and biases.
 
     Raises:
-      ValueError: if there are no batches, or the assignments do not fit the merged model.
+      ValueError: if there are no batches, or the assignments do not fit the merged
+        model.
     """
     check_models(models)
     _check_widths(merged, assignments)
