@@ -27,6 +27,7 @@ from zipjax.recipes import (
     weight_zip,
     zipit,
 )
+from zipjax.refitting import ensemble_target, refit
 from zipjax.similarity import Similarity, activation_similarity, weight_similarity
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
@@ -57,6 +58,7 @@ __all__ = [
     "apply",
     "average",
     "collect_moments",
+    "ensemble_target",
     "evaluate",
     "evaluate_tasks",
     "flops",
@@ -76,6 +78,7 @@ __all__ = [
     "permute",
     "permute_params",
     "random_permutations",
+    "refit",
     "reset_batch_stats",
     "save",
     "source_of",

@@ -71,7 +71,7 @@ def model_matrices(
       assignments: ``{perm: assignment [*groups, N*n]}``. The groups of a nested perm
         are the merged ones: its row k tells where the units go of those groups of the
         models that were merged to group k, ``n`` units of each model.
-      spec: the permutation spec.
+      spec: the permutation spec, of the models or with merged widths.
       num_models: number of models N.
 
     Returns:
@@ -84,7 +84,7 @@ def model_matrices(
         rows = [merge_matrices(row, num_models) for row in _rows(assignment)]
         merge = np.stack([m for m, _ in rows])
         unmerge = np.stack([u for _, u in rows])
-        size, units = spec.perms[perm].size, merge.shape[1]
+        size, units = merge.shape[2] // num_models, merge.shape[1]
         merge = merge.reshape(-1, units, num_models, size).transpose(2, 0, 1, 3)
         unmerge = unmerge.reshape(-1, num_models, size, units).transpose(1, 0, 2, 3)
         models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
@@ -111,8 +111,7 @@ def merged_units(
     """
     places = _merged_groups(assignments, spec, perm, num_models)
     rows = np.stack(list(_rows(assignments[perm])))
-    size = spec.perms[perm].size
-    units = rows.reshape(len(rows), num_models, size)
+    units = rows.reshape(len(rows), num_models, -1)
     models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
     merged = places[..., None] * (rows.max() + 1) + units[places, models]
     return merged.reshape(-1)
