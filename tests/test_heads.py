@@ -316,3 +316,14 @@ def test_wrong_numbers_and_mixed_heads_are_refused():
     merged = zipjax.merge(PAIR, PAIR_SPECS, zipjax.average())
     with pytest.raises(ValueError, match=r"model 0 .* heads are different functions"):
         zipjax.merge([merged, DEEP], DEEP_SPEC, zipjax.average())
+
+
+def test_units_that_are_read_at_other_positions_are_refused():
+    def upsampled(params, x):
+        for layer in params["layers"]:
+            x = jax.nn.relu(x @ layer["w"] + layer["b"])
+        return jnp.repeat(x, 2, axis=0) @ params["out"]
+
+    functions = [dense_apply, upsampled]
+    with pytest.raises(ValueError, match=r"'h1' are read at \[40, 80\] positions"):
+        collect(functions, PAIR, PAIR_SPECS, Y)
