@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,21 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax.compounds import unit_views
-from zipjax.partial import heads_of
+from zipjax.each import OneOrEach, each, one_or_each
 from zipjax.program import evaluate, trace
+from zipjax.sharing import Specs, check_shared, common_perms, first_heads
 from zipjax.spec import PermutationSpec
 from zipjax.stats import Moments
 from zipjax.tracing.taps import find_taps
-from zipjax.trees import check_models, path_leaves
+from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
 
 State = dict[str, Moments]
 
 
 def collect_moments(
-    apply_fn: ApplyFn,
+    apply_fn: OneOrEach[ApplyFn],
     models: Sequence[PyTree],
-    spec: PermutationSpec,
+    spec: OneOrEach[PermutationSpec],
     batches: Iterable[Any],
     *,
     inputs: Callable[[Any], Any] | None = None,
@@ -40,10 +41,12 @@ def collect_moments(
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
         Must be hashable (a function, or a bound method of a Flax module): the same one
-        is compiled once.
-      models: parameter pytrees of one architecture; of a merged model with heads, what
+        is compiled once. A sequence of one a model where their functions differ.
+      models: parameter pytrees of one architecture, or of several with a common
+        beginning; of a merged model with heads, what
         lies behind its trunk is read with the first one.
-      spec: the permutation spec.
+      spec: the permutation spec, or a sequence of one a model: the perms are then
+        those that a zip can share.
       batches: an iterable of batches; every batch is read once.
       inputs: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
         positional inputs whose leading axis is the batch). By default a batch is that
@@ -58,28 +61,33 @@ def collect_moments(
       ValueError: if the models or the spec do not fit together, if there are no
         batches, if a batch is empty or holds NaN, or if activations are not finite.
     """
-    models = [heads_of(model)[0] for model in models]
-    check_models(models)
-    for model in models:
-        spec.validate(model)
+    functions = each(apply_fn, len(models), "functions")
+    specs = each(spec, len(models), "specs")
+    check_shared(models, specs)
+    models = first_heads(models)
     devices = tuple(devices or jax.local_devices())
-    collector = _Collector(apply_fn, models, spec, devices)
+    collector = _Collector(functions, models, specs, devices)
     for number, batch in enumerate(batches):
         arrays = batch_inputs(number, batch, inputs)
         collector.add(arrays)
-    moments = collector.result(source_of(models, spec))
-    _check_finite(moments, spec)
+    moments = collector.result(source_of(models, specs))
+    _check_finite(moments, specs[0])
     return moments
 
 
-def source_of(models: Sequence[PyTree], spec: PermutationSpec) -> str:
+def source_of(models: Sequence[PyTree], spec: OneOrEach[PermutationSpec]) -> str:
     """Returns a fingerprint of models and spec, by which moments are recognised."""
+    specs = each(spec, len(models), "specs")
+    one = one_or_each(specs)
     # Notes name lines of the user's code: moving these changes no unit.
-    content = dataclasses.replace(spec, notes=None).to_json()
-    sums = [zlib.crc32(content.encode())]
-    for model in models:
+    content = [
+        dataclasses.replace(own, notes=None).to_json()
+        for own in (one if isinstance(one, tuple) else [one])
+    ]
+    sums = [zlib.crc32("".join(content).encode())]
+    for model in first_heads(models):
         total = 0
-        for path, leaf in path_leaves(heads_of(model)[0]).items():
+        for path, leaf in path_leaves(model).items():
             total = zlib.crc32(path.encode(), total)
             total = zlib.crc32(np.asarray(leaf).tobytes(), total)
         sums.append(total)
@@ -87,22 +95,36 @@ def source_of(models: Sequence[PyTree], spec: PermutationSpec) -> str:
 
 
 def tapped_units(
-    apply_fn: ApplyFn, model: PyTree, spec: PermutationSpec, inputs: Sequence[Any]
+    apply_fn: ApplyFn,
+    model: PyTree,
+    spec: PermutationSpec,
+    inputs: Sequence[Any],
+    perms: Collection[str] | None = None,
 ) -> dict[str, Array]:
-    """Returns every perm's activations ``[samples, units]`` of one model."""
+    """Returns every perm's activations ``[samples, units]`` of one model.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``.
+      model: parameter pytree.
+      spec: the permutation spec.
+      inputs: the other inputs.
+      perms: the perms of the trunk that models of several functions have in common;
+        see :func:`find_taps`.
+    """
     program = trace(apply_fn, model, *inputs)
-    taps = [(perm, x) for perm, both in find_taps(program, spec).items() for x in both]
+    found = find_taps(program, spec, perms)
+    taps = [(perm, tap) for perm, both in found.items() for tap in both]
     values = evaluate(
         program,
         path_leaves(model),
         jax.tree_util.tree_leaves(inputs),
         [tap.value for _, tap in taps],
     )
-    views: dict[str, list[Array]] = {perm: [] for perm in spec.perms}
+    views: dict[str, list[Array]] = {perm: [] for perm in found}
     for (perm, tap), value in zip(taps, values, strict=True):
         groups = spec.perms[perm].groups
         views[perm] += unit_views(value, tap.entries, spec.sizes, perm, groups)
-    return {perm: jnp.concatenate(found) for perm, found in views.items()}
+    return {perm: jnp.concatenate(parts) for perm, parts in views.items()}
 
 
 class _Collector:
@@ -110,15 +132,18 @@ class _Collector:
 
     def __init__(
         self,
-        apply_fn: ApplyFn,
+        functions: Sequence[ApplyFn],
         models: Sequence[PyTree],
-        spec: PermutationSpec,
+        specs: Specs,
         devices: tuple[Any, ...],
     ) -> None:
         self._models, self._devices = list(models), devices
-        self._function = functools.partial(_parallel, apply_fn, spec)
+        self._function = functools.partial(
+            _parallel, one_or_each(functions), one_or_each(specs)
+        )
         self._empty = {
-            perm: Moments.empty(len(models) * spec.units(perm)) for perm in spec.perms
+            perm: Moments.empty(len(models) * specs[0].units(perm))
+            for perm in common_perms(specs)
         }
         self._states: dict[int, tuple[State, list[PyTree]]] = {}
 
@@ -160,7 +185,9 @@ class _Collector:
 
 @functools.lru_cache(maxsize=16)
 def _parallel(
-    apply_fn: ApplyFn, spec: PermutationSpec, devices: tuple[Any, ...]
+    apply_fn: OneOrEach[ApplyFn],
+    spec: OneOrEach[PermutationSpec],
+    devices: tuple[Any, ...],
 ) -> tuple[Callable[..., Any], Callable[..., State]]:
     """Returns what copies a pytree to the devices, and the step that runs on them.
 
@@ -172,18 +199,35 @@ def _parallel(
 
 
 def _step(
-    apply_fn: ApplyFn,
-    spec: PermutationSpec,
+    apply_fn: OneOrEach[ApplyFn],
+    spec: OneOrEach[PermutationSpec],
     state: State,
     models: list[PyTree],
     inputs: tuple[Any, ...],
 ) -> State:
     """Adds one device's share of a batch."""
-    per_model = [tapped_units(apply_fn, model, spec, inputs) for model in models]
+    functions = each(apply_fn, len(models), "functions")
+    specs = each(spec, len(models), "specs")
+    perms = tuple(state) if isinstance(spec, tuple) else None
+    per_model = [
+        tapped_units(function, model, own, inputs, perms)
+        for function, model, own in zip(functions, models, specs, strict=True)
+    ]
     return {
-        perm: moments.update(jnp.concatenate([u[perm] for u in per_model], axis=1))
+        perm: moments.update(_side_by_side(perm, [u[perm] for u in per_model]))
         for perm, moments in state.items()
     }
+
+
+def _side_by_side(perm: str, units: Sequence[Array]) -> Array:
+    counts = [len(samples) for samples in units]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the units of perm {perm!r} are read at {counts} positions of one batch "
+            "in the models: their functions do not read them alike. Let every head "
+            "read what the trunk returns, and resize behind its first layer"
+        )
+    return jnp.concatenate(list(units), axis=1)
 
 
 def batch_inputs(

@@ -17,21 +17,28 @@ from zipjax.descent import (
     coordinate_descent,
     matched_similarity,
 )
+from zipjax.each import OneOrEach, each
 from zipjax.matching.grouped import Nest, match_nest
 from zipjax.matrices import merged_units
 from zipjax.norms import batch_stats
-from zipjax.partial import heads_of
 from zipjax.recipes import Recipe, average
+from zipjax.sharing import (
+    Specs,
+    check_shared,
+    common_perms,
+    common_stop,
+    shared_paths,
+)
 from zipjax.similarity import Units, activation_similarity, weight_similarity
 from zipjax.spec import PermutationSpec
 from zipjax.stats import Moments
-from zipjax.trees import check_models, check_same_keys
+from zipjax.trees import check_same_keys
 from zipjax.types import Array, Leaves, PyTree
 
 
 def match(
     models: Sequence[PyTree],
-    spec: PermutationSpec,
+    spec: OneOrEach[PermutationSpec],
     recipe: Recipe,
     *,
     moments: Mapping[str, Moments] | None = None,
@@ -46,14 +53,16 @@ def match(
       ``[*groups, N*n]``, whose row k is the assignment of the units of those groups of
       the models that were merged to group k.
     """
-    all_leaves = check_shared(models, spec)
+    specs = each(spec, len(models), "specs")
+    all_leaves = check_shared(models, specs)
+    spec, stop_at = specs[0], common_stop(specs, stop_at)
     stop = spec.stop(stop_at)
     _check_widths(spec, recipe, stop)
     similarity = recipe.similarity
     if similarity is None or similarity.balance == 1:
         moments = None
     else:
-        moments = _check_moments(models, spec, recipe, moments)
+        moments = _check_moments(models, specs, recipe, moments)
     trunk = shared_paths(all_leaves, spec, stop_at)
     matching = _Matching(all_leaves, spec, recipe, moments, stop.perms, trunk)
     start = matching.start()
@@ -74,38 +83,6 @@ def match(
         report or (lambda sweep: None),
     )
     return best.assignments
-
-
-def check_shared(models: Sequence[PyTree], spec: PermutationSpec) -> Sequence[Leaves]:
-    """Checks models and spec and returns every model's leaves by path.
-
-    Shapes may differ only in the outputs. Of a model with heads, these are the leaves
-    with its first head.
-    """
-    trees = [heads_of(model)[0] for model in models]
-    all_leaves = check_models(trees)
-    for tree in trees:
-        spec.validate(tree)
-    shared = spec.trunk(len(spec.cuts))
-    for path in _differing(all_leaves):
-        if path in shared:
-            shapes = [list(leaves[path].shape) for leaves in all_leaves]
-            raise ValueError(
-                f"parameter {path!r} has the shapes {shapes} in the models: only "
-                "outputs (behind the last cut) may differ in shape"
-            )
-    return all_leaves
-
-
-def shared_paths(
-    all_leaves: Sequence[Leaves], spec: PermutationSpec, stop_at: str | int | None
-) -> frozenset[str]:
-    """Returns the paths that are merged: all, or those not deeper than the cut."""
-    if stop_at is None:
-        if not _differing(all_leaves):
-            return frozenset(spec.axes)
-        stop_at = len(spec.cuts)
-    return spec.trunk(stop_at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +214,6 @@ class _Matching:
         return sum(parts[1:], parts[0]) if parts else None
 
 
-def _differing(models: Sequence[Leaves]) -> list[str]:
-    return [
-        p for p, x in models[0].items() if any(m[p].shape != x.shape for m in models)
-    ]
-
-
 def _check_widths(spec: PermutationSpec, recipe: Recipe, stop: Cut) -> None:
     check_same_keys(
         "num_units names perms that are not zipped",
@@ -261,7 +232,7 @@ def _check_widths(spec: PermutationSpec, recipe: Recipe, stop: Cut) -> None:
 
 def _check_moments(
     models: Sequence[PyTree],
-    spec: PermutationSpec,
+    specs: Specs,
     recipe: Recipe,
     moments: Mapping[str, Moments] | None,
 ) -> Mapping[str, Moments]:
@@ -271,8 +242,9 @@ def _check_moments(
             "moments=zipjax.collect_moments(apply_fn, models, spec, batches)"
         )
     remedy = "Collect the moments with these models, in this order, and this spec."
-    check_same_keys("the moments are of other perms", spec.perms, moments, remedy)
-    expected = source_of(models, spec)
+    perms = common_perms(specs)
+    check_same_keys("the moments are of other perms", perms, moments, remedy)
+    spec, expected = specs[0], source_of(models, specs)
     for perm, moment in moments.items():
         total = len(models) * spec.units(perm)
         if moment.mean.shape != (total,):

@@ -5,6 +5,7 @@ Averaging two networks shrinks the variance of units that are not perfectly corr
 wrong until they are reset.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax.activations import batch_inputs
+from zipjax.each import OneOrEach, each, one_or_each
 from zipjax.norms import batch_stats
 from zipjax.parameters import parameter_views
 from zipjax.partial import Merged, heads_of
@@ -27,7 +29,7 @@ StatsPaths = Callable[[Iterable[str]], list[tuple[str, str]]]
 
 
 def reset_batch_stats(
-    apply_fn: ApplyFn,
+    apply_fn: OneOrEach[ApplyFn],
     model: Model,
     batches: Iterable[Any],
     *,
@@ -42,7 +44,8 @@ def reset_batch_stats(
     statistics are read where the traced network subtracts the running mean.
 
     Args:
-      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode.
+      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; a sequence of one a
+        head where these are different functions.
       model: a merged model (full or partial) or a parameter pytree.
       batches: an iterable of batches.
       inputs: maps a batch to the inputs of ``apply_fn``; by default it is they.
@@ -59,14 +62,15 @@ def reset_batch_stats(
         running mean is not found in the traced network.
     """
     heads = heads_of(model)
-    pairs = stats(path_leaves(heads[0]))
-    if not pairs:
+    functions = one_or_each(each(apply_fn, len(heads), "functions"))
+    pairs = tuple(tuple(stats(path_leaves(head))) for head in heads)
+    if not any(pairs):
         return model
     totals: list[dict[str, np.ndarray]] | None = None
     count = 0
     for count, batch in enumerate(batches, start=1):
         arrays = batch_inputs(count - 1, batch, inputs)
-        measured = jax.device_get(_measure(apply_fn, tuple(pairs), ddof, heads, arrays))
+        measured = jax.device_get(_measure(functions, pairs, ddof, heads, arrays))
         # Few numbers: the plain average is taken on the host, in float64.
         wide = [{p: x.astype(np.float64) for p, x in h.items()} for h in measured]
         totals = (
@@ -90,20 +94,24 @@ def _replaced(model: Any, means: list[dict[str, np.ndarray]]) -> Any:
     if isinstance(model, Merged):
         trunk = update(model.trunk, means[0])
         heads = tuple(map(update, model.heads, means))
-        return Merged(trunk, heads, model.spec, model.structure)
+        return dataclasses.replace(model, trunk=trunk, heads=heads)
     return from_leaves(update(path_leaves(model), means[0]), model)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _measure(
-    apply_fn: ApplyFn,
-    pairs: tuple[tuple[str, str], ...],
+    apply_fn: OneOrEach[ApplyFn],
+    pairs: tuple[tuple[tuple[str, str], ...], ...],
     ddof: int,
     heads: list[PyTree],
     arrays: tuple[Any, ...],
 ) -> list[dict[str, Array]]:
     """Returns one batch's means and variances by path, of every head."""
-    return [_measure_head(apply_fn, pairs, ddof, head, arrays) for head in heads]
+    functions = each(apply_fn, len(heads), "functions")
+    return [
+        _measure_head(function, own, ddof, head, arrays)
+        for function, own, head in zip(functions, pairs, heads, strict=True)
+    ]
 
 
 def _measure_head(

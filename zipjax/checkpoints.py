@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from zipjax.each import OneOrEach, each, one_or_each
 from zipjax.partial import Merged
 from zipjax.spec import PermutationSpec
 from zipjax.trees import check_same_keys, nested, path_leaves
@@ -31,22 +32,28 @@ def save(path: str | os.PathLike[str], merged: Merged) -> None:
     Raises:
       ValueError: if the path exists: nothing is overwritten.
     """
+    spec = merged.spec
     metadata = {
         "format": _FORMAT,
-        "spec": merged.spec.to_json(),
+        "spec": (
+            [own.to_json() for own in spec]
+            if isinstance(spec, tuple)
+            else spec.to_json()
+        ),
         "heads": len(merged.heads),
     }
     heads = {str(number): head for number, head in enumerate(merged.heads)}
     save_tree(path, {"trunk": merged.trunk, "heads": heads}, metadata)
 
 
-def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Merged:
+def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Merged:
     """Restores what :func:`save` wrote; the outputs are the same.
 
     Args:
       path: the folder.
       like: a parameter pytree of the wanted structure (one of the merged models, or its
-        ``jax.eval_shape``); by default parameters come back as nested dictionaries.
+        ``jax.eval_shape``), or a sequence of one a head if these are different
+        functions; by default parameters come back as nested dictionaries.
 
     Raises:
       ValueError: if the path is no such checkpoint, is damaged, or holds other
@@ -59,20 +66,33 @@ def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Merged:
             f"of {_FORMAT!r}: it was not written by zipjax.save"
         )
     try:
-        spec = PermutationSpec.from_json(metadata["spec"])
+        spec = _read_spec(metadata["spec"])
         trunk = tree.get("trunk", {})
         heads = tuple(tree["heads"][str(k)] for k in range(metadata["heads"]))
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
-    leaves = {**trunk, **(heads[0] if heads else {})}
-    template = nested(leaves) if like is None else like
-    check_same_keys(
-        f"the parameters in {os.fspath(path)!r} and those of like differ",
-        path_leaves(template),
-        leaves,
-        "Pass a pytree of the merged models' structure.",
-    )
-    return Merged(trunk, heads, spec, jax.tree_util.tree_structure(template))
+    # Heads of one function have one structure.
+    own = heads if isinstance(spec, tuple) else heads[:1]
+    trees = [{**trunk, **head} for head in own or ({},)]
+    if like is None:
+        templates = [nested(leaves) for leaves in trees]
+    else:
+        templates = each(like, len(own), "trees") if isinstance(spec, tuple) else [like]
+    for template, leaves in zip(templates, trees, strict=True):
+        check_same_keys(
+            f"the parameters in {os.fspath(path)!r} and those of like differ",
+            path_leaves(template),
+            leaves,
+            "Pass a pytree of the merged models' structure.",
+        )
+    structures = [jax.tree_util.tree_structure(tree) for tree in templates]
+    return Merged(trunk, heads, spec, one_or_each(structures))
+
+
+def _read_spec(data: str | list[str]) -> PermutationSpec | tuple[PermutationSpec, ...]:
+    if isinstance(data, list):
+        return tuple(map(PermutationSpec.from_json, data))
+    return PermutationSpec.from_json(data)
 
 
 def save_tree(

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.assign import check_shared, match, shared_paths
+from zipjax.assign import match
 from zipjax.descent import Report
+from zipjax.each import OneOrEach, each, one_or_each
 from zipjax.matrices import Assignments, model_matrices
 from zipjax.partial import Merged, heads_of
 from zipjax.recipes import Recipe
+from zipjax.sharing import check_shared, common_stop, shared_paths
 from zipjax.spec import PermutationSpec
 from zipjax.stats import Moments
 from zipjax.trees import check_same_keys, path_leaves
@@ -20,7 +22,7 @@ from zipjax.weights import merge_all
 
 def merge(
     models: Sequence[PyTree],
-    spec: PermutationSpec,
+    spec: OneOrEach[PermutationSpec],
     recipe: Recipe,
     *,
     moments: Mapping[str, Moments] | None = None,
@@ -35,14 +37,17 @@ def merge(
       models: parameter pytrees of one architecture, from any initialisations. A merged
         model can be merged again: it counts as one model; if it has heads, they are all
         kept and the zip may not go beyond where it stopped before.
-      spec: the permutation spec.
+      spec: the permutation spec; one a model where their functions differ, such as
+        heads of other kinds behind one encoder. The zip is then a partial one: what it
+        shares has the same paths and entries in all specs.
       recipe: how units are matched, for instance ``zipjax.zipit()``.
       moments: what :func:`zipjax.collect_moments` returned for these models, if the
         recipe compares activations.
       stop_at: where a partial zip stops: a perm or the number of a cut in
         ``spec.cuts``; 0 zips nothing (an ensemble), the last cut everything but the
         outputs. By default outputs are averaged too, unless their shapes differ: then
-        every model keeps its own.
+        every model keeps its own. With several specs, it is a place in the first one,
+        by default the deepest whose trunk is common.
       weights: interpolation weights of the models, with sum 1; equal by default. Only
         for recipes that align: every merged unit takes one unit of each model.
       key: PRNG key for recipes that match perms in a random order.
@@ -69,7 +74,7 @@ def merge(
 
 def merge_units(
     models: Sequence[PyTree],
-    spec: PermutationSpec,
+    spec: OneOrEach[PermutationSpec],
     assignments: Assignments,
     *,
     stop_at: str | int | None = None,
@@ -81,23 +86,37 @@ def merge_units(
       ValueError: if an assignment is missing or has another shape than ``[N*n]``, or
         ``[*groups, N*n]`` for perms nested in groups.
     """
-    all_leaves = check_shared(models, spec)
-    _check_assignments(spec, spec.stop(stop_at).perms, assignments, len(models))
-    trunk = shared_paths(all_leaves, spec, stop_at)
+    specs = each(spec, len(models), "specs")
+    all_leaves = check_shared(models, specs)
+    first, stop_at = specs[0], common_stop(specs, stop_at)
+    _check_assignments(first, first.stop(stop_at).perms, assignments, len(models))
+    trunk = shared_paths(all_leaves, first, stop_at)
     _check_trunks(models, trunk)
-    matrices = model_matrices(assignments, spec, len(models))
+    matrices = model_matrices(assignments, first, len(models))
+    trees = [heads_of(model) for model in models]
     shared, own = merge_all(
         [_chosen(leaves, trunk) for leaves in all_leaves],
-        [[_rest(path_leaves(x), trunk) for x in heads_of(m)] for m in models],
+        [[_rest(path_leaves(x), trunk) for x in of_model] for of_model in trees],
         matrices,
         _shares(assignments, len(models), weights),
-        spec=spec,
+        spec=one_or_each(specs),
         trunk=trunk,
     )
     widths = {perm: merge.shape[-2] for perm, (merge, _) in matrices.items()}
-    structure = jax.tree_util.tree_structure(heads_of(models[0])[0])
-    heads = tuple(own) if own[0] else ()
-    return Merged(shared, heads, spec.resize(widths), structure)
+    heads = tuple(own) if any(own) else ()
+    # Of every head, or of the one output: its model's spec and its own structure.
+    outputs = [
+        (own_spec, jax.tree_util.tree_structure(tree))
+        for own_spec, of_model in zip(specs, trees, strict=True)
+        for tree in of_model
+    ][: max(len(heads), 1)]
+    resized = {id(own_spec): own_spec.resize(widths) for own_spec, _ in outputs}
+    return Merged(
+        shared,
+        heads,
+        one_or_each([resized[id(own_spec)] for own_spec, _ in outputs]),
+        one_or_each([structure for _, structure in outputs]),
+    )
 
 
 def _chosen(leaves: Mapping, paths: frozenset[str]) -> dict:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from zipjax.each import OneOrEach, each, one_or_each
 from zipjax.spec import PermutationSpec
 from zipjax.trees import from_leaves
 from zipjax.types import ApplyFn, PyTree
@@ -20,13 +21,17 @@ class Merged:
     Attributes:
       trunk: shared parameters by path.
       heads: each model's own parameters by path; empty if everything is shared.
-      spec: the permutation spec, with the merged widths.
-      structure: the structure of the models' parameter pytrees.
+      spec: the permutation spec, with the merged widths; a tuple of one a head if the
+        heads are different functions.
+      structure: the structure of the models' parameter pytrees; a tuple of one a head
+        where they differ.
     """
 
     trunk: dict[str, Any]
     heads: tuple[dict[str, Any], ...]
-    spec: PermutationSpec = dataclasses.field(metadata={"static": True})
+    spec: PermutationSpec | tuple[PermutationSpec, ...] = dataclasses.field(
+        metadata={"static": True}
+    )
     structure: Any = dataclasses.field(metadata={"static": True})
 
     @property
@@ -36,6 +41,8 @@ class Merged:
 
     def params(self, head: int = 0) -> PyTree:
         """Returns the parameters for ``apply_fn``: the trunk with one head.
+
+        They are a pytree of the structure that this head's model had.
 
         Args:
           head: number of the model whose head to use.
@@ -50,7 +57,8 @@ class Merged:
             )
         own = self.heads[head] if self.heads else {}
         number = len(self.trunk) + len(own)
-        like = jax.tree_util.tree_unflatten(self.structure, [0] * number)
+        structure = each(self.structure, self.num_outputs, "structures")[head]
+        like = jax.tree_util.tree_unflatten(structure, [0] * number)
         return from_leaves({**self.trunk, **own}, like)
 
 
@@ -75,8 +83,7 @@ def flops(function: Callable[..., Any], *args: PyTree) -> float:
     return float((analysis or {}).get("flops", float("nan")))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def apply(apply_fn: ApplyFn, merged: Merged, *inputs: PyTree) -> Any:
+def apply(apply_fn: OneOrEach[ApplyFn], merged: Merged, *inputs: PyTree) -> Any:
     """Runs a merged model.
 
     Every head is a call of ``apply_fn`` within one jit, where XLA computes what they
@@ -84,12 +91,23 @@ def apply(apply_fn: ApplyFn, merged: Merged, *inputs: PyTree) -> Any:
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``; must be hashable (a bound method or a
-        function defined once), as it selects the compiled program.
+        function defined once), as it selects the compiled program. A sequence of one
+        a head where these are different functions.
       merged: the merged model.
       *inputs: inputs of ``apply_fn``.
 
     Returns:
       The output, or a list of one output a head.
+
+    Raises:
+      ValueError: if there is another number of functions than of heads.
     """
-    outputs = [apply_fn(merged.params(k), *inputs) for k in range(merged.num_outputs)]
+    functions = each(apply_fn, merged.num_outputs, "functions")
+    return _apply(one_or_each(functions), merged, *inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(apply_fn: OneOrEach[ApplyFn], merged: Merged, *inputs: PyTree) -> Any:
+    functions = each(apply_fn, merged.num_outputs, "functions")
+    outputs = [call(merged.params(k), *inputs) for k, call in enumerate(functions)]
     return outputs if merged.heads else outputs[0]

@@ -1,7 +1,7 @@
 """Pytrees as flat mappings from "a/b/kernel" paths to leaves, and back."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -49,8 +49,14 @@ def check_same_keys(
         )
 
 
-def check_models(models: Sequence[PyTree]) -> list[dict[str, Any]]:
+def check_models(
+    models: Sequence[PyTree], paths: Collection[str] | None = None
+) -> list[dict[str, Any]]:
     """Checks that the models can be merged and returns their leaves by path.
+
+    Args:
+      models: parameter pytrees.
+      paths: the leaves that count; by default all.
 
     Raises:
       ValueError: if there are fewer than two models, if their paths, their ranks or
@@ -65,6 +71,9 @@ def check_models(models: Sequence[PyTree]) -> list[dict[str, Any]]:
     all_leaves = [path_leaves(model) for model in models]
     for number, leaves in enumerate(all_leaves):
         _check_arrays(number, leaves)
+        if paths is not None:
+            leaves = {p: leaf for p, leaf in leaves.items() if p in paths}
+            all_leaves[number] = leaves
         check_same_keys(
             f"model {number} has other parameters than model 0",
             all_leaves[0],

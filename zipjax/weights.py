@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.compounds import map_leaf_axes
+from zipjax.each import OneOrEach, each
 from zipjax.entries import Axis, Entries, leaf_name
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.types import Array, Leaves
@@ -89,7 +90,7 @@ def merge_all(
     matrices: Matrices,
     shares: Array,
     *,
-    spec: PermutationSpec,
+    spec: OneOrEach[PermutationSpec],
     trunk: frozenset[str],
 ) -> tuple[dict[str, Array], list[dict[str, Array]]]:
     """Merges all parameters in one compiled call.
@@ -99,26 +100,27 @@ def merge_all(
       heads: every model's own parameters, for each of its heads.
       matrices: M and U of the zipped perms.
       shares: N times the models' interpolation weights, ``[models]``.
-      spec: the permutation spec.
+      spec: the permutation spec, or a tuple of one a model.
       trunk: the paths that are shared; the others stay each model's own.
 
     Returns:
       The trunk's leaves and every head's own leaves, by path.
     """
-    own = [
-        (leaves, {perm: (m[k], u[k]) for perm, (m, u) in matrices.items()})
-        for k, of_model in enumerate(heads)
-        for leaves in of_model
-    ]
+    specs = each(spec, len(models), "specs")
+    first = specs[0]
     shared: dict[str, Array] = {}
-    unmerged: list[dict[str, Array]] = [{} for _ in own]
-    for path, entries in spec.axes.items():
-        if path in trunk:
-            stacked = jnp.stack([model[path] for model in models])
-            shared[path] = merge_leaf(stacked, entries, spec.perms, matrices, shares)
-        else:
-            for out, (leaves, mine) in zip(unmerged, own, strict=True):
-                out[path] = unmerge_leaf(leaves[path], entries, spec.perms, mine)
+    for path in (path for path in first.axes if path in trunk):
+        stacked = jnp.stack([model[path] for model in models])
+        entries = first.axes[path]
+        shared[path] = merge_leaf(stacked, entries, first.perms, matrices, shares)
+    unmerged: list[dict[str, Array]] = []
+    for k, (own_spec, of_model) in enumerate(zip(specs, heads, strict=True)):
+        mine = {perm: (m[k], u[k]) for perm, (m, u) in matrices.items()}
+        rest = {p: e for p, e in own_spec.axes.items() if p not in trunk}
+        unmerged += [
+            {p: unmerge_leaf(own[p], e, own_spec.perms, mine) for p, e in rest.items()}
+            for own in of_model
+        ]
     return shared, unmerged
 
 

@@ -7,9 +7,10 @@ Reductions right before it, such as a global average pooling, are stepped over.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from zipjax.entries import Axis, Entries, Entry
+from zipjax.parameters import parameter_views
 from zipjax.program import Equation, Literal, Program, ValueId
 from zipjax.spec import PermutationSpec
 from zipjax.tracing.convert import (
@@ -43,19 +44,26 @@ Taps = dict[str, tuple[Tap, ...]]
 """The taps of every perm: one, or both operands of a product of two values."""
 
 
-def find_taps(program: Program, spec: PermutationSpec) -> Taps:
+def find_taps(
+    program: Program, spec: PermutationSpec, perms: Collection[str] | None = None
+) -> Taps:
     """Finds the taps of a spec's perms.
 
     Args:
       program: the traced function.
       spec: its spec, inferred or declared.
+      perms: the perms of a trunk, which other functions have, too. They are read where
+        all of these read them: as long as the trunk is computed, or else by the first
+        parameter behind it. By default all perms, wherever they are read last.
 
     Raises:
       ValueError: for perms that no product outside of loops consumes.
     """
     reading = Reading(program)
-    taps = read_taps(reading, _names_in(reading, spec))
-    missing = [perm for perm in spec.perms if perm not in taps]
+    end = None if perms is None else _last_use(program, spec, perms)
+    taps = read_taps(reading, _names_in(reading, spec), end)
+    wanted = [perm for perm in spec.perms if perms is None or perm in perms]
+    missing = [perm for perm in wanted if perm not in taps]
     if missing:
         consumers = {p: [m[0] for m in spec.members(p)] for p in missing}
         raise ValueError(
@@ -64,12 +72,23 @@ def find_taps(program: Program, spec: PermutationSpec) -> Taps:
             "consumes it, outside of loops. Check the roles in the spec against the "
             "function; unroll loops over layers"
         )
-    return {perm: taps[perm] for perm in spec.perms}
+    return {perm: taps[perm] for perm in wanted}
 
 
-def read_taps(reading: Reading, names: Mapping[Node, str]) -> Taps:
-    """Finds the taps of the perms that leaves of a reading belong to."""
-    places = {**_places(reading, mixed=True), **_places(reading, mixed=False)}
+def read_taps(
+    reading: Reading, names: Mapping[Node, str], end: ValueId | None = None
+) -> Taps:
+    """Finds the taps of the perms that leaves of a reading belong to.
+
+    Args:
+      reading: a reading of a program.
+      names: the leaves' perms.
+      end: the last value of the trunk, if it counts where that ends.
+    """
+    places = {
+        **_places(reading, end, mixed=True),
+        **_places(reading, end, mixed=False),
+    }
     producers = reading.program.producers()
     taps = {}
     for leaf, operands in places.items():
@@ -85,11 +104,29 @@ def read_taps(reading: Reading, names: Mapping[Node, str]) -> Taps:
     return taps
 
 
-def _places(reading: Reading, *, mixed: bool) -> dict[Node, tuple[ValueId, ...]]:
+def _last_use(
+    program: Program, spec: PermutationSpec, perms: Collection[str]
+) -> ValueId:
+    """Returns the last value that is computed from a producer of the perms."""
+    trunk = {m[0] for perm in perms for m in spec.members(perm) if m[2].role == "out"}
+    views = parameter_views(program)
+    inside = {number for number, view in views.items() if view.path in trunk}
+    # Values are numbered in the order in which they are computed.
+    return max(
+        eqn.results[0]
+        for eqn in program.equations
+        if inside.intersection(x for x in eqn.operands if isinstance(x, ValueId))
+    )
+
+
+def _places(
+    reading: Reading, end: ValueId | None, *, mixed: bool
+) -> dict[Node, tuple[ValueId, ...]]:
     """Returns the values as which each leaf is last consumed.
 
     Args:
       reading: a reading of the program.
+      end: a value behind which only the first one counts.
       mixed: whether by another value that depends on data; else by a parameter.
     """
     found: dict[Node, tuple[ValueId, ...]] = {}
@@ -99,8 +136,10 @@ def _places(reading: Reading, *, mixed: bool) -> dict[Node, tuple[ValueId, ...]]
         sides = [k for k, data in enumerate((pair.left_data, pair.right_data)) if data]
         operands = [pair.equation.operands[k] for k in sides]
         values = tuple(dict.fromkeys(x for x in operands if not isinstance(x, Literal)))
+        behind = end is not None and pair.equation.results[0] > end
         for leaf in leaves((pair.left, pair.right)[sides[0]]) if values else ():
-            found[find(leaf)] = values
+            if not (behind and find(leaf) in found):
+                found[find(leaf)] = values
     return found
 
 
