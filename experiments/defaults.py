@@ -84,7 +84,8 @@ def shrunk(config: Config) -> Config:
     small.dataset = config.dataset.replace("cifar", "noise")
     small.class_names, small.examples = config.dataset, 2
     small.seeds = config.seeds[:1]
-    small.network.update(architecture(config.model).smallest)
+    least = architecture(config.model).smallest
+    small.network.update({name: least[name] for name in least if name in small.network})
     small.train.epochs = small.finetune.epochs = 1
     small.cuts = 1
     small.balances = config.balances[:2]

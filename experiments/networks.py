@@ -19,7 +19,9 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "mlp": Architecture(mlp.MLP, mlp.spec, {"hidden": (8, 8)}),
-    "resnet20": Architecture(resnet.ResNet20, resnet.spec, {"width": 0.25}),
+    "resnet20": Architecture(
+        resnet.ResNet20, resnet.spec, {"width": 0.25, "groups": 2}
+    ),
     "vit": Architecture(vit.ViT, vit.spec, {"width": 8, "depth": 1, "heads": 2}),
     "swin": Architecture(
         swin.Swin, swin.spec, {"width": 8, "depths": (1, 1), "heads": (2, 2)}

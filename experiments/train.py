@@ -88,8 +88,10 @@ def train(
     """
     init_key, shuffle_key, augment_key = jax.random.split(key, 3)
     if start is None:
-        start = model.init(init_key, split.pixels.normalised(split.images[:1]))
-    logging.info("%s:\n%s", title, parameter_overview.get_parameter_overview(start))
+        example = split.pixels.normalised(split.images[:1])
+        start = dict(jax.jit(model.init)(init_key, example))
+    overview = parameter_overview.get_parameter_overview(start, include_stats=False)
+    logging.info("%s:\n%s", title, overview)
     size = min(config.batch_size, len(split.labels))
     steps = len(split.labels) // size
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
