@@ -165,7 +165,7 @@ def _target(
         return _mean
     produced = [e for e in entries if any(x.role == "out" for x in leaf_axes(e))]
     perm = _produced_perm(produced[0], spec) if len(produced) == 1 else None
-    if perm not in matrices:
+    if perm is None or perm not in matrices:
         return None
     merge = matrices[perm]
 
@@ -180,6 +180,5 @@ def _produced_perm(entry: Entry, spec: PermutationSpec) -> str | None:
     """Returns the perm of an axis: its own, or that of the units in its groups."""
     factors = entry.factors if isinstance(entry, Product) else (entry,)
     names = tuple(x.perm for x in factors if isinstance(x, Axis))
-    if len(names) < len(factors) or spec.perms[names[-1]].groups != names[:-1]:
-        return None
-    return names[-1]
+    nested = names and spec.perms[names[-1]].groups == names[:-1]
+    return names[-1] if nested and len(names) == len(factors) else None
