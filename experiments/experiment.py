@@ -15,7 +15,7 @@ import zipjax
 from experiments import cache, data, pictures, report, tasks
 from experiments.data import Split
 from experiments.defaults import shrunk
-from experiments.methods import Method, best_balance, chosen_methods, spread_cuts
+from experiments.methods import Method, chosen_methods, spread_cuts
 from experiments.networks import build
 from experiments.results import Result, letter
 from experiments.tasks import Task
@@ -79,6 +79,8 @@ class Experiment:
         self.apply_fn = self.network.apply
         self.methods = chosen_methods(config.rows)
         self.flops: dict[Any, float] = {}
+        self.searches: dict[str, list[zipjax.Search]] = {}
+        self.sweeps: dict[str, list[zipjax.Sweep]] = {}
 
     def run(self) -> list[Result]:
         """Runs every seed and writes the report."""
@@ -92,7 +94,11 @@ class Experiment:
             matched = matched or self.unit_pictures(setting)
         path = report.write_report(
             results,
-            [pictures.depth(results, self.spec.layers), *matched],
+            [
+                pictures.depth(results, self.spec.layers),
+                *pictures.iterations(self.sweeps, self.searches),
+                *matched,
+            ],
             str(self.config),
             self.workdir,
             title=f"{self.config.title}, {_TITLES[self.config.init]}",
@@ -199,19 +205,27 @@ class Experiment:
         if not method.balanced:
             return self.merged(setting, method.recipe(zips))
 
-        def score(balance: float) -> float:
-            model = self.merged(setting, method.recipe(zips, balance))
-            return self.evaluate(model, self.calibration, setting.tasks).average
+        def score(model: zipjax.Merged) -> float:
+            calibrated = self.calibrated(model)
+            return self.evaluate(calibrated, self.calibration, setting.tasks).average
 
-        balance = best_balance(self.config.balances, score)
-        chosen = f"seed {setting.seed}: {method.title} with balance {balance}"
-        self.console.print(chosen, style="dim")
-        return self.merged(setting, method.recipe(zips, balance))
+        found = zipjax.search(
+            setting.models,
+            self.spec,
+            functools.partial(method.recipe, zips),
+            {"balance": self.config.balances},
+            score,
+            moments=setting.moments,
+            key=setting.key,
+        )
+        self.searches.setdefault(method.title, []).append(found)
+        return self.merged(setting, method.recipe(zips, **found.best.settings))
 
     def merged(
         self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None = None
     ) -> Model:
         """Merges the models and measures the batch statistics anew."""
+        sweeps: list[zipjax.Sweep] = []
         model = zipjax.merge(
             setting.models,
             self.spec,
@@ -219,10 +233,17 @@ class Experiment:
             moments=setting.moments,
             stop_at=stop_at,
             key=setting.key,
+            report=sweeps.append,
         )
-        if stop_at != 0:
-            images = (x for x, _ in self.calibration.batches(self.config.batch_size))
-            model = zipjax.reset_batch_stats(self.apply_fn, model, images)
+        if sweeps:
+            self.sweeps.setdefault(recipe.name, sweeps)
+        # What is not merged has the statistics that it was trained with.
+        return model if stop_at == 0 else self.calibrated(model)
+
+    def calibrated(self, model: zipjax.Merged) -> Model:
+        """Measures the batch statistics of a merged model anew."""
+        images = (x for x, _ in self.calibration.batches(self.config.batch_size))
+        model = zipjax.reset_batch_stats(self.apply_fn, model, images)
         # One network is run like any other, so that it is compiled once.
         return model if model.heads else model.params()
 

@@ -60,8 +60,3 @@ def spread_cuts(spec: zipjax.PermutationSpec, most: int) -> list[zipjax.Cut]:
     """Returns cuts from the deepest on, at most so many, evenly spread."""
     places = np.linspace(len(spec.cuts) - 1, 0, min(most, len(spec.cuts)))
     return [spec.cuts[place] for place in places.round().astype(int)]
-
-
-def best_balance(balances: Sequence[float], score: Callable[[float], float]) -> float:
-    """Returns the balance with the best score, the first of equals (MuDSC, 4.1)."""
-    return max(balances, key=score)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import zipjax
-from experiments import plots
+from experiments import curves, plots
 from experiments.report import Picture
 from experiments.results import Result
 
@@ -20,6 +20,31 @@ def depth(results: Sequence[Result], total_layers: int) -> Picture:
         "everything is zipped. Bars: one standard deviation over seeds.",
         "Line plot of accuracy against depth",
     )
+
+
+def iterations(
+    sweeps: Mapping[str, Sequence[zipjax.Sweep]],
+    searches: Mapping[str, Sequence[zipjax.Search]],
+) -> list[Picture]:
+    """Draws how recipes iterated (once each) and how their balance was chosen."""
+    drawn = []
+    if sweeps:
+        objective = Picture(
+            curves.objective_curves(sweeps),
+            "Mean similarity of matched units after every sweep over the perms, as a "
+            "share of the best (in brackets), which is kept. First seed.",
+            "Line plot of the objective against the sweep",
+        )
+        drawn.append(objective)
+    if searches:
+        balance = Picture(
+            curves.search_curves(searches, "balance"),
+            "Choice of MuDSC's balance on training images: thin lines are seeds, thick "
+            "ones their means, rings what was chosen.",
+            "Line plot of training accuracy against the balance",
+        )
+        drawn.append(balance)
+    return drawn
 
 
 def matches(

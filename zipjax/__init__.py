@@ -28,6 +28,7 @@ from zipjax.recipes import (
     zipit,
 )
 from zipjax.refitting import ensemble_target, refit
+from zipjax.searching import Search, Trial, search
 from zipjax.similarity import Similarity, activation_similarity, weight_similarity
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
@@ -50,10 +51,12 @@ __all__ = [
     "Product",
     "Recipe",
     "Schedule",
+    "Search",
     "Similarity",
     "SpecError",
     "Sum",
     "Sweep",
+    "Trial",
     "activation_similarity",
     "apply",
     "average",
@@ -81,6 +84,7 @@ __all__ = [
     "refit",
     "reset_batch_stats",
     "save",
+    "search",
     "source_of",
     "verify_spec",
     "weight_similarity",

@@ -10,7 +10,7 @@ from rich.console import Console
 import zipjax
 from experiments import cache, data, tasks
 from experiments.experiment import Experiment
-from experiments.methods import best_balance, spread_cuts
+from experiments.methods import spread_cuts
 from zipjax.models import mlp
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"
@@ -154,11 +154,6 @@ def test_the_experiment_uses_the_public_package_only():
         if line.startswith(("import experiments", "from experiments"))
     ]
     assert imports == []
-
-
-def test_the_best_balance_is_the_first_of_the_best():
-    scores = {0.0: 0.2, 0.5: 0.9, 0.6: 0.9, 1.0: 0.1}
-    assert best_balance(tuple(scores), scores.__getitem__) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,9 @@ def refit(
       ValueError: if there are no batches, or the assignments do not fit the merged
         model.
     """
+    spec = _only_spec(merged)
     check_models(models)
-    _check_widths(merged, assignments)
+    _check_widths(spec, assignments)
     data = [batch_inputs(k, batch, inputs) for k, batch in enumerate(batches)]
     if not data:
         raise ValueError("no batches: a refit needs at least one batch of inputs")
@@ -96,12 +97,11 @@ def refit(
     network, own_network = _networks(apply_fn, models[0], merged, data)
     parents = [Pass(network, model) for model in models]
     matrices = {
-        perm: _averages(assignments, merged.spec, perm, len(models))
-        for perm in assignments
+        perm: _averages(assignments, spec, perm, len(models)) for perm in assignments
     }
     current = Pass(own_network, merged.params())
     for kernel, layer in current.layers().items():
-        target = _target(merged.spec.axes[kernel], merged.spec, matrices)
+        target = _target(spec.axes[kernel], spec, matrices)
         if target is _mean and current.returns(layer):
             target = outputs or _mean
         if target is not None and kernel in merged.trunk:
@@ -118,9 +118,18 @@ def refit(
     return dataclasses.replace(new, heads=tuple(own))
 
 
-def _check_widths(merged: Merged, assignments: Assignments) -> None:
+def _only_spec(merged: Merged) -> PermutationSpec:
+    if isinstance(merged.spec, tuple):
+        raise ValueError(
+            f"this merged model's {len(merged.spec)} heads are different functions: "
+            "only models of one function can be refitted"
+        )
+    return merged.spec
+
+
+def _check_widths(spec: PermutationSpec, assignments: Assignments) -> None:
     for perm, assignment in assignments.items():
-        width = merged.spec.sizes.get(perm)
+        width = spec.sizes.get(perm)
         if width != np.max(assignment) + 1:
             raise ValueError(
                 f"the assignment of perm {perm!r} has {np.max(assignment) + 1} merged "

@@ -1,0 +1,71 @@
+"""Pictures of what iterates and of what is searched."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+import zipjax
+from experiments.plots import COLOURS, WIDTH
+
+
+def objective_curves(sweeps: Mapping[str, Sequence[zipjax.Sweep]]) -> Figure:
+    """Draws the objective of every sweep of coordinate descent, relative to its best.
+
+    Args:
+      sweeps: the sweeps of every method by its title, from the start on.
+
+    Returns:
+      The figure. Methods compare different things, so that each one's objective is
+      drawn as a share of the best that it reached, which a ring marks.
+
+    Raises:
+      ValueError: if there are no sweeps.
+    """
+    if not sweeps or not all(sweeps.values()):
+        raise ValueError("no sweeps to draw")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for (title, found), colour in zip(sweeps.items(), COLOURS, strict=False):
+        values = np.array([sweep.objective for sweep in found])
+        best = int(values.argmax())
+        label = f"{title} ({values[best]:.3g})"
+        numbers = [sweep.number for sweep in found]
+        axes.plot(numbers, values / values[best], ".-", color=colour, label=label)
+        axes.plot(numbers[best], 1, "o", mfc="none", ms=9, color=colour)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="sweep (0: the start)", ylabel="share of the best objective")
+    axes.legend(frameon=False)
+    return figure
+
+
+def search_curves(searches: Mapping[str, Sequence[zipjax.Search]], name: str) -> Figure:
+    """Draws scores against one searched setting.
+
+    Args:
+      searches: the searches of every method by its title, one a seed.
+      name: the setting.
+
+    Returns:
+      The figure: thin lines for the seeds, a thick one for their mean, a ring at the
+      best of every seed.
+
+    Raises:
+      ValueError: if there are no searches.
+    """
+    if not searches:
+        raise ValueError("no searches to draw")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for (title, found), colour in zip(searches.items(), COLOURS, strict=False):
+        values = [trial.settings[name] for trial in found[0].trials]
+        scores = 100 * np.array([[t.score for t in one.trials] for one in found])
+        axes.plot(values, scores.T, color=colour, lw=0.7, alpha=0.5)
+        axes.plot(values, scores.mean(0), color=colour, lw=2.2, label=title)
+        for one in found:
+            best = one.best
+            axes.plot(best.settings[name], 100 * best.score, "o", mfc="none", c=colour)
+    axes.set(xlabel=name, ylabel="training accuracy,\naverage of the tasks (%)")
+    axes.legend(frameon=False)
+    return figure
