@@ -38,8 +38,8 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
 
     Rows with ``layers`` are a line that starts at the ensemble, which is what zipping
     no layer gives; the ensemble and the single models are levels to compare with, and
-    every other method is a full merge, drawn at the right. Bars show the standard
-    deviation over seeds.
+    every other method is a full merge, drawn at the right end, side by side. Bars show
+    the standard deviation over seeds.
 
     Args:
       results: one result a method and seed.
@@ -252,13 +252,15 @@ def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
     for name, zipped in _zips(points).items():
         line = sorted([(0, p.mean, p.std) for p in ensemble] + zipped)
         _draw_points(axes, line, name, color=next(colours), marker="o")
-    for point in points:
-        if point.layers is None and point not in models + ensemble:
-            place = [(total_layers, point.mean, point.std)]
-            style = {"color": next(colours), "marker": next(markers), "ls": ""}
-            _draw_points(axes, place, point.method, **style)
-    axes.set_xlim(-0.03 * total_layers, 1.03 * total_layers)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    full = [p for p in points if p.layers is None and p not in models + ensemble]
+    for number, point in enumerate(full, start=1):
+        # Side by side behind the last layer: bars on one spot hide each other.
+        place = [(total_layers * (1 + 0.03 * number), point.mean, point.std)]
+        style = {"color": next(colours), "marker": next(markers), "ls": ""}
+        _draw_points(axes, place, point.method, **style)
+    axes.set_xlim(-0.03 * total_layers, (1.03 + 0.03 * len(full)) * total_layers)
+    ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10]).tick_values(0, total_layers)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= total_layers])
     axes.grid(axis="y", alpha=0.25)
 
 

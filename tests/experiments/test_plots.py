@@ -54,8 +54,12 @@ def test_accuracy_against_depth_draws_the_means_and_deviations():
         np.testing.assert_allclose(y, [values[d].mean() for d in depths])
         lengths = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
         np.testing.assert_allclose(lengths, [values[d].std(ddof=1) for d in depths])
-        point = drawn["Permute"][0].get_xydata()
-        np.testing.assert_allclose(point, [[20, values["Permute"].mean()]])
+        # Full merges stand side by side behind the last layer.
+        for number, method in enumerate(("Average", "Permute"), start=1):
+            point = drawn[method][0].get_xydata()
+            place = 20 * (1 + 0.03 * number)
+            np.testing.assert_allclose(point, [[place, values[method].mean()]])
+        assert max(axes.get_xticks()) == 20
 
 
 def test_an_ensemble_may_say_that_it_zips_no_layer():

@@ -46,9 +46,10 @@ class Declaration:
     def channels(self, name: str, size: int) -> Entry:
         """Declares the channels between convolutions and returns them.
 
-        Under GroupNorm the groups are a perm, and the units of a group another.
+        Under GroupNorm the groups are a perm, and the units of a group another; one
+        group, or groups of one channel, are no structure.
         """
-        if self._groups is None:
+        if self._groups in (None, 1, size):
             return self.perm(name, size)
         groups = self.perm(f"{name}/groups", self._groups)
         return Product((groups, self.perm(name, size // self._groups, groups)))
