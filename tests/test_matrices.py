@@ -1,10 +1,12 @@
 """Merge and unmerge matrices: exact identities."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from zipjax import Axis, Perm, PermutationSpec, merge_matrices
-from zipjax.matrices import model_matrices
+from zipjax import Axis, Index, Perm, PermutationSpec, merge_matrices
+from zipjax.matrices import merged_units, model_matrices
 
 
 def shuffled_groups(sizes, seed=0):
@@ -57,6 +59,42 @@ def test_blocks_of_the_models():
     np.testing.assert_allclose(blocks, expected, atol=2.0**-23)
     np.testing.assert_array_equal(copies[0], np.eye(3))
     np.testing.assert_array_equal(copies[1], [[0, 0, 1], [1, 0, 0], [1, 0, 0]])
+
+
+GROUPED = PermutationSpec(
+    {
+        "w": (Index("layer", 2), None, Axis("head", "out"), Axis("dim", "out")),
+        "v": (Index("layer", 2), Axis("head", "in"), Axis("dim", "in"), None),
+    },
+    {"head": Perm(3, ("layer",)), "dim": Perm(4, ("layer", "head"))},
+)
+
+
+def test_units_in_groups_go_with_their_groups():
+    """Row k of a nested assignment is of the groups that were merged to group k."""
+    rng, num_models = np.random.default_rng(0), 2
+    heads = np.stack(
+        [np.concatenate([rng.permutation(3) for _ in range(2)]) for _ in range(2)]
+    )
+    dims = np.stack(
+        [[rng.permutation(np.arange(8) % 5) for _ in range(3)] for _ in range(2)]
+    )
+    assignments = {"head": heads, "dim": dims}
+    matrices = model_matrices(assignments, GROUPED, num_models)
+    merge, unmerge = matrices["dim"]
+    assert merge.shape == (2, 2, 3, 5, 4)
+    assert unmerge.shape == (2, 2, 3, 4, 5)
+    flat = merged_units(assignments, GROUPED, "dim", num_models)
+    flat = flat.reshape(num_models, 2, 3, 4)
+    for model, layer, head in itertools.product(range(2), range(2), range(3)):
+        group = heads[layer, 3 * model + head]
+        units = dims[layer, group, 4 * model : 4 * model + 4]
+        average, copy = merge_matrices(dims[layer, group], num_models)
+        own = slice(4 * model, 4 * model + 4)
+        np.testing.assert_array_equal(merge[model, layer, head], average[:, own])
+        np.testing.assert_array_equal(unmerge[model, layer, head], copy[own])
+        expected = (3 * layer + group) * 5 + units
+        np.testing.assert_array_equal(flat[model, layer, head], expected)
 
 
 @pytest.mark.usefixtures("untyped")
