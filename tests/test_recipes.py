@@ -28,7 +28,6 @@ NETWORKS = {
 RECIPES = {
     "permute": zipjax.permute(),
     "git_rebasin": zipjax.git_rebasin(),
-    "git_rebasin, cosine": zipjax.git_rebasin(metric="cosine"),
     "zipit": zipjax.zipit(),
     "weight_zip": zipjax.weight_zip(beta=0.0),
     "mudsc_align": zipjax.mudsc(0.5, "align"),
