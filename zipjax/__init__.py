@@ -28,6 +28,7 @@ from zipjax.recipes import (
     zipit,
 )
 from zipjax.refitting import ensemble_target, refit
+from zipjax.repair import repair
 from zipjax.searching import Search, Trial, search
 from zipjax.similarity import Similarity, activation_similarity, weight_similarity
 from zipjax.spec import Perm, PermutationSpec
@@ -82,6 +83,7 @@ __all__ = [
     "permute_params",
     "random_permutations",
     "refit",
+    "repair",
     "reset_batch_stats",
     "save",
     "search",

@@ -117,6 +117,22 @@ def merged_units(
     return merged.reshape(-1)
 
 
+def check_widths(assignments: Assignments, spec: PermutationSpec) -> None:
+    """Checks that a merged model's spec has the widths that assignments make.
+
+    Raises:
+      ValueError: naming a perm of another width.
+    """
+    for perm, assignment in assignments.items():
+        width = spec.sizes.get(perm)
+        if width != np.max(assignment) + 1:
+            raise ValueError(
+                f"the assignment of perm {perm!r} has {np.max(assignment) + 1} merged "
+                f"units, the merged model {width}: pass the assignments that it was "
+                "merged by"
+            )
+
+
 def _merged_groups(
     assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
 ) -> Int[np.ndarray, "models *groups"]:

@@ -180,6 +180,18 @@ def evaluate(
     return [_value(operand, known) for operand in wanted]
 
 
+def own_rule(program: Program, value: ValueId) -> Derived:
+    """Returns the program's rule for a computed value, to derive others around it."""
+    eqn = program.producers()[value]
+    operands = tuple(dict.fromkeys(x for x in eqn.operands if isinstance(x, ValueId)))
+    place = eqn.results.index(value)
+
+    def function(*values: Any) -> Any:
+        return _run(eqn, dict(zip(operands, values, strict=True)))[place]
+
+    return Derived(operands, function)
+
+
 class _Flattener:
     """Collects equations with fresh value numbers while it inlines calls."""
 

@@ -25,12 +25,7 @@ def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
 
 def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
     """Returns a layer's product, or a value of its shape, as rows of units."""
-    if _is_convolution(layer):
-        axes = [layer.equation.params["dimension_numbers"].out_spec[1]]
-    else:
-        contracted = layer.equation.params["dimension_numbers"][0][layer.side]
-        count = layer.rank - len(contracted)
-        axes = list(range(y.ndim - count, y.ndim) if layer.side else range(count))
+    axes = unit_axes(layer, y.ndim)
     space = jnp if isinstance(y, Array) else np
     columns = math.prod(y.shape[k] for k in axes)
     others = [k for k in range(y.ndim) if k not in axes]
@@ -38,9 +33,18 @@ def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
     return moved.reshape(-1, columns)
 
 
+def unit_axes(layer: Layer, rank: int) -> list[int]:
+    """Returns which axes of a layer's product, of so many, are the units'."""
+    if _is_convolution(layer):
+        return [layer.equation.params["dimension_numbers"].out_spec[1]]
+    contracted = layer.equation.params["dimension_numbers"][0][layer.side]
+    count = layer.rank - len(contracted)
+    return list(range(rank - count, rank) if layer.side else range(count))
+
+
 def kernel_matrix(layer: Layer, kernel: AnyArray) -> Float[np.ndarray, "inputs units"]:
     """Returns the kernel for :func:`input_rows`, in float64."""
-    consumed, produced = _kernel_axes(layer)
+    consumed, produced = kernel_axes(layer)
     moved = np.transpose(np.asarray(kernel, np.float64), [*consumed, *produced])
     return moved.reshape(math.prod(moved.shape[: len(consumed)]), -1)
 
@@ -49,16 +53,12 @@ def matrix_kernel(
     layer: Layer, matrix: Float[np.ndarray, "inputs units"], like: Array
 ) -> Array:
     """The inverse of :func:`kernel_matrix`, of the shape and dtype of ``like``."""
-    axes = [*itertools.chain(*_kernel_axes(layer))]
+    axes = [*itertools.chain(*kernel_axes(layer))]
     opened = matrix.reshape([like.shape[k] for k in axes])
     return jnp.asarray(np.transpose(opened, np.argsort(axes)), like.dtype)
 
 
-def _is_convolution(layer: Layer) -> bool:
-    return layer.equation.primitive.name == "conv_general_dilated"
-
-
-def _kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
+def kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
     """Returns the kernel's consumed and produced axes, in the order of the rows'."""
     numbers = layer.equation.params["dimension_numbers"]
     if _is_convolution(layer):
@@ -66,6 +66,10 @@ def _kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
         return [*window, consumed], [produced]
     consumed = list(numbers[0][layer.side])
     return consumed, [k for k in range(layer.rank) if k not in consumed]
+
+
+def _is_convolution(layer: Layer) -> bool:
+    return layer.equation.primitive.name == "conv_general_dilated"
 
 
 def _patches(x: Array, layer: Layer) -> Float[Array, "samples inputs"]:

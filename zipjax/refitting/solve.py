@@ -37,7 +37,7 @@ class _Rows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Affine:
+class Affine:
     """What stands behind a layer's product: slope * product + offset, by unit.
 
     ``step`` is what adding 1 to the bias adds to the offset; None without a bias.
@@ -85,7 +85,7 @@ def solve_layer(
     layer = merged.layers()[kernel]
     for network in (merged, *models):
         network.advance(kernel)
-    affine = _affine(merged, layer)
+    affine = measure_affine(merged, layer)
     if affine is None:
         return
     rows = _read_rows(merged, models, kernel, target, samples)
@@ -134,7 +134,7 @@ def _cut(
     return _Rows(_wide(input_rows(layer, x)[chosen]), wanted - added, added)
 
 
-def _affine(merged: Pass, layer: Layer) -> _Affine | None:
+def measure_affine(merged: Pass, layer: Layer) -> Affine | None:
     """Measures what stands behind a layer; None if samples differ in it."""
     zero = _by_unit(layer, merged.behind(layer, 0.0, merged.leaves))
     one = _by_unit(layer, merged.behind(layer, 1.0, merged.leaves))
@@ -144,11 +144,11 @@ def _affine(merged: Pass, layer: Layer) -> _Affine | None:
     slope = one - zero
     slope = np.where(np.abs(slope) > 1e-6 * np.abs(slope).max(), slope, 0.0)
     if layer.bias is None:
-        return _Affine(slope, zero, None)
+        return Affine(slope, zero, None)
     shifted = dict(merged.leaves)
     shifted[layer.bias] = shifted[layer.bias] + 1
     moved = _by_unit(layer, merged.behind(layer, 0.0, shifted))
-    return None if moved is None else _Affine(slope, zero, moved - zero)
+    return None if moved is None else Affine(slope, zero, moved - zero)
 
 
 def _by_unit(layer: Layer, value: Array) -> Vector | None:
@@ -156,7 +156,7 @@ def _by_unit(layer: Layer, value: Array) -> Vector | None:
     return rows[0] if (rows == rows[:1]).all() else None
 
 
-def _equations(rows: Sequence[_Rows], *, centred: bool, affine: _Affine) -> _Equations:
+def _equations(rows: Sequence[_Rows], *, centred: bool, affine: Affine) -> _Equations:
     total: Moments | None = None
     for batch in rows:
         empty = Moments.empty(batch.inputs.shape[1] + batch.targets.shape[1])
@@ -186,7 +186,7 @@ def _open_targets(
     equations: _Equations,
     weights: Matrix,
     bias: Vector,
-    affine: _Affine,
+    affine: Affine,
 ) -> _Equations:
     """Returns the equations for targets that a ReLU leaves open."""
     shift = affine.offset if affine.step is None else np.zeros_like(bias)
@@ -221,7 +221,7 @@ def _factor(equations: _Equations, ridge: float) -> tuple[Any, float]:
 
 
 def _solution(
-    equations: _Equations, factor: tuple[Any, float], before: Matrix, affine: _Affine
+    equations: _Equations, factor: tuple[Any, float], before: Matrix, affine: Affine
 ) -> tuple[Matrix, Vector]:
     inverse, weight = factor
     weights = inverse @ (equations.cross + weight * before)
@@ -231,7 +231,7 @@ def _solution(
 
 
 def _write(
-    merged: Pass, layer: Layer, affine: _Affine, weights: Matrix, bias: Vector
+    merged: Pass, layer: Layer, affine: Affine, weights: Matrix, bias: Vector
 ) -> None:
     """Writes the solution into the kernel and the bias; dead units keep theirs."""
     alive = affine.slope != 0

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zipjax.activations import batch_inputs
 from zipjax.entries import Axis, Entries, Entry, Product, leaf_axes
-from zipjax.matrices import Assignments, merge_matrices, merged_units
+from zipjax.matrices import Assignments, check_widths, merge_matrices, merged_units
 from zipjax.partial import Merged
 from zipjax.refitting.passes import Network, Pass
 from zipjax.refitting.solve import Target, solve_layer
@@ -89,7 +88,7 @@ def refit(
     """
     spec = _only_spec(merged)
     check_models(models)
-    _check_widths(spec, assignments)
+    check_widths(assignments, spec)
     data = [batch_inputs(k, batch, inputs) for k, batch in enumerate(batches)]
     if not data:
         raise ValueError("no batches: a refit needs at least one batch of inputs")
@@ -125,17 +124,6 @@ def _only_spec(merged: Merged) -> PermutationSpec:
             "only models of one function can be refitted"
         )
     return merged.spec
-
-
-def _check_widths(spec: PermutationSpec, assignments: Assignments) -> None:
-    for perm, assignment in assignments.items():
-        width = spec.sizes.get(perm)
-        if width != np.max(assignment) + 1:
-            raise ValueError(
-                f"the assignment of perm {perm!r} has {np.max(assignment) + 1} merged "
-                f"units, the merged model {width}: pass the assignments that it was "
-                "merged by"
-            )
 
 
 def _networks(
