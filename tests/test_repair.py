@@ -1,14 +1,10 @@
 """REPAIR: parents' statistics in numpy, and functions that must stay."""
 
-import dataclasses
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zipjax
-from tests.models.catalog import TINY
 from tests.networks import (
     FlattenNet,
     dense_apply,
@@ -21,7 +17,7 @@ from tests.networks import (
     variables,
 )
 from zipjax.models import resnet, vit
-from zipjax.trees import from_leaves, path_leaves
+from zipjax.trees import path_leaves
 
 WIDTHS = (6, 8, 7, 5, 3)
 MODELS = [dense_params(WIDTHS, seed) for seed in (1, 2)]
@@ -113,21 +109,20 @@ def test_an_ensemble_stays():
 
 def test_dead_units_stay_dead():
     models = [jax.tree.map(np.array, model) for model in MODELS]
+    # All that the first merged unit is made of, and a whole layer.
+    models[0]["layers"][0]["w"][:, :2] = 0
     for model in models:
-        model["layers"][0]["w"][:, 0] = 0
-        model["layers"][1]["w"][:, :] = 0
-    assignments = {
-        f"h{k}": np.tile(np.arange(width), 2) for k, width in enumerate(WIDTHS[1:-1])
-    }
-    merged = zipjax.merge_units(models, SPEC, assignments)
-    repaired = zipjax.repair(dense_apply, models, merged, assignments, [X])
+        model["layers"][1]["w"][:] = 0
+    merged = zipjax.merge_units(models, SPEC, ASSIGNMENTS)
+    repaired = zipjax.repair(dense_apply, models, merged, ASSIGNMENTS, [X])
     for leaf in jax.tree.leaves(repaired):
         assert np.isfinite(leaf).all()
     first, second, _ = hidden(repaired.params(), X)
-    assert not first[:, 0].std()
+    assert (first.std(0) == 0).tolist() == [True] + 7 * [False]
     assert not second.std(0).any()
-    means = [model["layers"][1]["b"] for model in models]
-    np.testing.assert_allclose(second[0], np.mean(means, axis=0), rtol=1e-5)
+    constants = np.concatenate([model["layers"][1]["b"] for model in models])
+    wanted = averaged(ASSIGNMENTS["h1"], constants)
+    np.testing.assert_allclose(second[0], wanted, rtol=1e-5)
 
 
 # Networks whose layers have norms and residual sums behind them, and units in groups.
@@ -145,17 +140,106 @@ def network(name):
     return net, spec or SPECS[type(net)](net), shape
 
 
-def matched(spec, seed):
-    """An assignment of model 1's units, groups included, to other ones of model 0."""
-    found = {}
-    rng = np.random.default_rng(seed)
+def matched(spec):
+    """Units of two models, some merged within a model; groups are matched in pairs."""
+    found, rng = {}, np.random.default_rng(0)
+    outer = {group for perm in spec.perms.values() for group in perm.groups}
     for perm, size in spec.sizes.items():
-        rows = [
-            [*range(size), *rng.permutation(size)]
-            for _ in range(spec.units(perm) // size)
-        ]
+        pairs = perm in outer or perm.endswith("/qk")
+        own = [*range(size)] if pairs else [0, *range(size - 1)]
+        count = spec.units(perm) // size
+        rows = [[*own, *rng.permutation(size)] for _ in range(count)]
         found[perm] = np.reshape(rows, (*spec.group_sizes(perm), 2 * size))
     return found
+
+
+def in_groups(assignments, outer, inner):
+    """Where the units of both models go, group by group, counted by hand."""
+    groups, rows = assignments[outer], assignments[inner]
+    count, size = len(groups) // 2, rows.shape[1] // 2
+    return np.array(
+        [
+            groups[k] * size + rows[groups[k], k // count * size + unit]
+            for k in range(2 * count)
+            for unit in range(size)
+        ]
+    )
+
+
+def units_of_layers(name, given):
+    """Where the units behind every repaired layer of both models go."""
+    if name == "groups":
+        first, second, inner, more = (
+            in_groups(given, f"{perm}/groups", perm)
+            for perm in ("stage1", "stage2", "layer1_0", "layer2_0")
+        )
+        return {
+            "conv1": first, "layer1_0/conv1": inner, "layer1_0/conv2": first,
+            "layer2_0/conv1": more, "layer2_0/conv2": second,
+            "layer2_0/shortcut_conv": second,
+        }  # fmt: skip
+    stream, heads = given["stream"], "blocks_0/attn/heads"
+    qk, vo = (in_groups(given, heads, f"blocks_0/attn/{x}") for x in ("qk", "vo"))
+    # Q, K and V lie behind each other, in either model.
+    parts = [x.reshape(2, -1) + 6 * k for k, x in enumerate((qk, qk, vo))]
+    return {
+        "patch_embed": stream, "blocks_0/attn/qkv": np.concatenate(parts, 1).ravel(),
+        "blocks_0/attn/proj": stream, "blocks_0/mlp/fc1": given["blocks_0/mlp"],
+        "blocks_0/mlp/fc2": stream,
+    }  # fmt: skip
+
+
+def layer_outputs(net, params, x):
+    """All layers' outputs by name, ``[samples, units]``, as Flax records them."""
+    _, record = net.apply(params, x, capture_intermediates=True)
+    return {
+        path.removesuffix("/__call__/0"): np.float64(y).reshape(-1, y.shape[-1])
+        for path, y in path_leaves(record["intermediates"]).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "means"), [("vit", "head", True), ("groups", "fc", False)]
+)
+def test_layers_before_norms_and_sums(name, head, means):
+    net, spec, shape = network(name)
+    models = [variables(net, shape, seed) for seed in (1, 2)]
+    assignments = matched(spec)
+    merged = zipjax.merge_units(models, spec, assignments)
+    x = images(10, shape)
+    repaired = zipjax.repair(net.apply, models, merged, assignments, [x])
+    *parents, found = (
+        layer_outputs(net, params, x) for params in (*models, repaired.params())
+    )
+    places = units_of_layers(name, assignments)
+    kernels = {path for path in merged.trunk if path.endswith("/kernel")}
+    assert kernels == {f"params/{layer}/kernel" for layer in (*places, head)}
+    for layer, units in places.items():
+        # A convolution without bias is only scaled: its means go along.
+        for statistic in (np.std, np.mean)[: 1 + means]:
+            both = np.concatenate([statistic(y[layer], axis=0) for y in parents])
+            wanted = averaged(units, both)
+            assert relative_error(statistic(found[layer], axis=0), wanted) < 1e-4, layer
+
+
+def test_batch_norm_as_reset_batch_stats_has_it():
+    net, spec, shape = network("batch")
+    x = images(200, shape)
+    models = [
+        zipjax.reset_batch_stats(net.apply, variables(net, shape, seed), [x])
+        for seed in (1, 2)
+    ]
+    assignments = {"conv": np.array([0, 1, 2, 3, 2, 0, 3, 1])}
+    merged = zipjax.merge_units(models, spec, assignments, stop_at="conv")
+    repaired = zipjax.repair(net.apply, models, merged, assignments, [x])
+    reset = zipjax.reset_batch_stats(net.apply, merged, [x])
+    outputs = [
+        np.stack(zipjax.apply(net.apply, m, x)) for m in (repaired, reset, merged)
+    ]
+    assert relative_error(outputs[0], outputs[1]) < 0.01
+    assert relative_error(outputs[2], outputs[1]) > 0.1
+    for path in ("batch_stats/norm/mean", "batch_stats/norm/var"):
+        np.testing.assert_array_equal(repaired.trunk[path], merged.trunk[path])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -182,3 +266,69 @@ def test_a_network_merged_with_its_permuted_copy_stays(name):
     )
     for path, leaf in path_leaves(model).items():
         assert relative_error(repaired.trunk[path], leaf) < 1e-4, path
+
+
+def scaled(params, x):
+    """A bias behind which a unit is switched off."""
+    return ((x @ params["w"] + params["b"]) * params["gain"]) @ params["head"]
+
+
+def test_biases_behind_which_the_value_is_scaled():
+    rng = np.random.default_rng(0)
+    shapes = {"w": (6, 4), "b": (4,), "gain": (4,), "head": (4, 2)}
+    models = [
+        {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+        for _ in range(2)
+    ]
+    for model in models:
+        model["gain"][1] = 0
+    out = zipjax.Axis("h", "out")
+    axes = {"w": (None, out), "b": (out,), "gain": (out,),
+            "head": (zipjax.Axis("h", "in"), None)}  # fmt: skip
+    spec = zipjax.PermutationSpec(axes, {"h": zipjax.Perm(4)})
+    assignments = {"h": np.array([0, 1, 2, 3, 2, 1, 3, 0])}
+    merged = zipjax.merge_units(models, spec, assignments)
+    repaired = zipjax.repair(scaled, models, merged, assignments, [X]).params()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(repaired))
+    before = [
+        (X @ np.float64(m["w"]) + m["b"]) * m["gain"] for m in (*models, repaired)
+    ]
+    for statistic in (np.mean, np.std):
+        both = np.concatenate([statistic(y, axis=0) for y in before[:2]])
+        wanted = averaged(assignments["h"], both)
+        assert relative_error(statistic(before[2], axis=0), wanted) < 1e-5
+
+
+def wrong(name):
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    good = {"models": MODELS, "merged": merged, "assignments": ASSIGNMENTS,
+            "batches": [X]}  # fmt: skip
+    other = [dense_params((6, 8, 7, 9, 3), seed) for seed in (1, 2)]
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, MODELS[1])
+    bad = {
+        "no batches": {"batches": iter(())},
+        "NaN data": {"batches": [X, X * np.nan]},
+        "widths": {"assignments": ASSIGNMENTS | {"h1": np.arange(14) % 3}},
+        "missing": {"assignments": {"h0": ASSIGNMENTS["h0"]}},
+        "models": {"models": other},
+        "one model": {"models": MODELS[:1]},
+        "NaN model": {"models": [MODELS[0], broken]},
+    }
+    return good | bad[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no batches", "no batches"),
+        ("NaN data", "batch 1 holds NaN"),
+        ("widths", r"'h1' has 3 merged units.* 8"),
+        ("missing", r"\['h1', 'h2'\] without an assignment"),
+        ("models", r"'layers/2/b' has size 9"),
+        ("one model", "at least two models"),
+        ("NaN model", r"'layers/0/w' are not finite"),
+    ],
+)
+def test_wrong_input(name, message):
+    with pytest.raises(ValueError, match=message):
+        zipjax.repair(dense_apply, **wrong(name))

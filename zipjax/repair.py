@@ -18,7 +18,7 @@ import numpy as np
 from zipjax.activations import batch_inputs
 from zipjax.each import OneOrEach, each, one_or_each
 from zipjax.entries import Entries, leaf_axes
-from zipjax.matrices import Assignments, check_widths, model_matrices
+from zipjax.matrices import Assignments, model_matrices
 from zipjax.partial import Merged
 from zipjax.program import Derived, ValueId, evaluate, own_rule, trace
 from zipjax.refitting.layers import Layer, find_layers
@@ -31,7 +31,7 @@ from zipjax.refitting.statistics import (
     model_statistics,
     stat_shape,
 )
-from zipjax.sharing import first_heads
+from zipjax.sharing import first_heads, models_spec
 from zipjax.spec import PermutationSpec
 from zipjax.trees import check_models, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
@@ -93,8 +93,8 @@ def repair(
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; must be hashable. A
         sequence of one a model where these are different functions.
       models: the models that were merged, with equal weights.
-      merged: their merged model, full or partial. Its BatchNorm statistics need no
-        reset before; a reset afterwards would undo the repair.
+      merged: their merged model, full or partial. Repair it instead of resetting its
+        BatchNorm statistics, or behind that: a reset afterwards would move the means.
       assignments: how their units were matched, from :func:`zipjax.match`.
       batches: an iterable of batches. Their shapes are compiled for: best few.
       inputs: maps a batch to the inputs of ``apply_fn``; by default it is they.
@@ -110,7 +110,7 @@ def repair(
     functions = each(apply_fn, len(models), "functions")
     trees = first_heads(models)
     check_models(trees, merged.trunk)
-    spec = _models_spec(trees, merged, assignments)
+    spec = models_spec(trees, merged, assignments)
     matrices = model_matrices(assignments, spec, len(trees))
     sites, totals, count = None, None, 0
     params = merged.params()
@@ -133,30 +133,6 @@ def repair(
         _check_finite(site, (*found, *target))
         _fold(trunk, site, found, target)
     return dataclasses.replace(merged, trunk=trunk)
-
-
-def _models_spec(
-    trees: Sequence[PyTree], merged: Merged, assignments: Assignments
-) -> PermutationSpec:
-    """Returns the (first) spec of the models that a merged one was made of, checked."""
-    specs = each(merged.spec, len(trees), "specs")
-    zipped = {
-        axis.perm
-        for path in merged.trunk
-        for entry in specs[0].axes[path]
-        for axis in leaf_axes(entry)
-    }
-    if missing := sorted(zipped - set(assignments)):
-        raise ValueError(
-            f"the merged model has zipped perms {missing} without an assignment: pass "
-            "the assignments that it was merged by"
-        )
-    check_widths(assignments, specs[0])
-    sizes = {p: np.shape(x)[-1] // len(trees) for p, x in assignments.items()}
-    before = [spec.resize(sizes) for spec in specs]
-    for spec, tree in zip(before, trees, strict=True):
-        spec.validate(tree)
-    return before[0]
 
 
 def _sites(

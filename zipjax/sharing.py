@@ -7,7 +7,11 @@ its path and its entries, what is one perm by its name and size.
 import itertools
 from collections.abc import Sequence
 
-from zipjax.each import one_or_each
+import numpy as np
+
+from zipjax.each import each, one_or_each
+from zipjax.entries import leaf_axes
+from zipjax.matrices import Assignments, check_widths
 from zipjax.partial import Merged, heads_of
 from zipjax.spec import PermutationSpec
 from zipjax.trees import check_models
@@ -61,6 +65,39 @@ def first_heads(models: Sequence[PyTree]) -> list[PyTree]:
                 "such a model is not merged again. Merge all models at once"
             )
     return [heads_of(model)[0] for model in models]
+
+
+def models_spec(
+    models: Sequence[PyTree], merged: Merged, assignments: Assignments
+) -> PermutationSpec:
+    """Returns the (first) spec of the models that were merged, from before.
+
+    Args:
+      models: their parameter pytrees.
+      merged: their merged model.
+      assignments: how their units were matched.
+
+    Raises:
+      ValueError: if these do not fit together.
+    """
+    specs = each(merged.spec, len(models), "specs")
+    zipped = {
+        axis.perm
+        for path in merged.trunk
+        for entry in specs[0].axes[path]
+        for axis in leaf_axes(entry)
+    }
+    if missing := sorted(zipped - set(assignments)):
+        raise ValueError(
+            f"the merged model has zipped perms {missing} without an assignment: pass "
+            "the assignments that it was merged by"
+        )
+    check_widths(assignments, specs[0])
+    sizes = {p: np.shape(x)[-1] // len(models) for p, x in assignments.items()}
+    before = [spec.resize(sizes) for spec in specs]
+    for spec, model in zip(before, models, strict=True):
+        spec.validate(model)
+    return before[0]
 
 
 def common_stop(specs: Specs, stop_at: str | int | None) -> str | int | None:
