@@ -1,5 +1,7 @@
 """REPAIR: parents' statistics in numpy, and functions that must stay."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def hidden(params, x):
     values = []
     for layer in params["layers"][:-1]:
         x = np.maximum(x, 0) if values else x
-        x = np.float64(x) @ np.float64(layer["w"]) + np.float64(layer["b"])
+        x = np.matmul(np.float64(x), np.float64(layer["w"])) + np.float64(layer["b"])
         values.append(x)
     return values
 
@@ -91,14 +93,24 @@ def test_averaging_shrinks_deviations_and_repair_brings_them_back():
     np.testing.assert_allclose(deviations(repaired.params()) / parents, 1, atol=0.05)
 
 
+def gained(params, x):
+    """The same trunk, behind which there is more."""
+    return dense_apply({"layers": params["layers"]}, x) * params["gain"]
+
+
 def test_a_partial_zip_keeps_its_heads():
+    # The second model is another function.
+    models = [MODELS[0], {**MODELS[1], "gain": np.full(3, 2, np.float32)}]
+    specs = [SPEC, zipjax.PermutationSpec({**SPEC.axes, "gain": (None,)}, SPEC.perms)]
     assignments = {name: ASSIGNMENTS[name] for name in ("h0", "h1")}
-    merged = zipjax.merge_units(MODELS, SPEC, assignments, stop_at="h1")
-    for functions in (dense_apply, [dense_apply, dense_apply]):
-        repaired = zipjax.repair(functions, MODELS, merged, assignments, [X])
-        check_mlp(repaired.params(1), MODELS, assignments, X)
-        same = jax.tree.map(np.array_equal, repaired.heads, merged.heads)
-        assert all(jax.tree.leaves(same))
+    merged = zipjax.merge_units(models, specs, assignments, stop_at="h1")
+    functions = [dense_apply, gained]
+    repaired = zipjax.repair(functions, models, merged, assignments, [X])
+    for head in range(2):
+        check_mlp(repaired.params(head), MODELS, assignments, X)
+    assert all(
+        jax.tree.leaves(jax.tree.map(np.array_equal, repaired.heads, merged.heads))
+    )
 
 
 def test_an_ensemble_stays():
@@ -189,12 +201,16 @@ def units_of_layers(name, given):
     }  # fmt: skip
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def recorded(net, params, x):
+    return net.apply(params, x, capture_intermediates=True)[1]["intermediates"]
+
+
 def layer_outputs(net, params, x):
     """All layers' outputs by name, ``[samples, units]``, as Flax records them."""
-    _, record = net.apply(params, x, capture_intermediates=True)
     return {
         path.removesuffix("/__call__/0"): np.float64(y).reshape(-1, y.shape[-1])
-        for path, y in path_leaves(record["intermediates"]).items()
+        for path, y in path_leaves(recorded(net, params, x)).items()
     }
 
 

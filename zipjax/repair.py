@@ -34,15 +34,15 @@ from zipjax.refitting.statistics import (
 from zipjax.sharing import first_heads, models_spec
 from zipjax.spec import PermutationSpec
 from zipjax.trees import check_models, path_leaves
-from zipjax.types import ApplyFn, Array, PyTree
+from zipjax.types import AnyArray, ApplyFn, Array, PyTree
 from zipjax.weights import Matrices, merge_leaf
 
 
 class _Free(NamedTuple):
     """What a layer adds behind its product, and where its bias can change that."""
 
-    offset: Array
-    movable: Array
+    offset: AnyArray
+    movable: AnyArray
 
 
 class _Site(NamedTuple):
@@ -56,8 +56,8 @@ class _Site(NamedTuple):
     def free(self) -> _Free:
         shape, affine = stat_shape(self.layer), self.affine
         step = np.zeros_like(affine.offset) if affine.step is None else affine.step
-        offset = affine.offset.astype(np.float32).reshape(shape)
-        return _Free(jnp.asarray(offset), jnp.asarray(step != 0).reshape(shape))
+        offset = affine.offset.astype(np.float32)
+        return _Free(offset.reshape(shape), (step != 0).reshape(shape))
 
 
 def repair(
@@ -113,15 +113,14 @@ def repair(
     spec = models_spec(trees, merged, assignments)
     matrices = model_matrices(assignments, spec, len(trees))
     sites, totals, count = None, None, 0
-    params = merged.params()
+    call, params = one_or_each(functions), merged.params()
     for count, batch in enumerate(batches, start=1):
         arrays = batch_inputs(count - 1, batch, inputs)
         if sites is None:
             sites = _sites(functions[0], merged, spec, assignments, arrays)
         free = [site.free for site in sites]
         names = tuple((site.layer.kernel, site.entries) for site in sites)
-        one = one_or_each(functions)
-        found = _measure(one, spec, names, params, trees, matrices, free, arrays)
+        found = _measure(call, spec, names, params, trees, matrices, free, arrays)
         # Few numbers: the plain average is taken on the host, in float64.
         wide = jax.tree_util.tree_map(np.float64, jax.device_get(found))
         totals = wide if count == 1 else jax.tree_util.tree_map(np.add, totals, wide)
