@@ -5,7 +5,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from experiments.methods import METHODS
+from experiments.methods import PAPERS
 from experiments.networks import architecture
 from experiments.train import Config
 
@@ -27,11 +27,14 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.text_encoder = "minilm"
     config.tasks = "split"  # Or "prime_odd".
     config.num_tasks = 2
+    config.classes = ()  # Of every task; none: as config.tasks says.
     config.seeds = (0, 1, 2, 3, 4)
 
     config.model = model
     config.network = ml_collections.ConfigDict(network)
 
+    # A folder of PyTorch networks, see experiments.models.pretrained; None: train them.
+    config.checkpoints = config_dict.placeholder(str)
     config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
     config.train = training(epochs=60)
     config.finetune = training(epochs=20, learning_rate=5e-4)
@@ -39,10 +42,19 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.batch_size = 256  # Of moments, batch statistics and evaluation.
     # Training images for moments, batch statistics and balances; None: all of them.
     config.calibration_images = config_dict.placeholder(int)
+    config.search_images = config_dict.placeholder(int)  # Of these, for balances.
+    config.refit_images = config_dict.placeholder(int)  # Of these, for a refit.
+    config.test_images = config_dict.placeholder(int)  # None: all of them.
+    config.ddof = 0  # Of measured batch statistics; PyTorch's variances have 1.
+    config.reset_parents = False  # Whether networks are reset before they are merged.
 
-    config.rows = tuple(METHODS)
+    config.rows = PAPERS
     config.cuts = 4  # At most so many partial zips, spread over the depth.
     config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
+    # Of partial zips; follows the one above until it is set.
+    config.partial_zipit = ml_collections.ConfigDict(
+        {name: config.zipit.get_oneway_ref(name) for name in config.zipit}
+    )
     config.balances = tuple(k / 10 for k in range(11))  # What MuDSC chooses among.
 
     config.tensorboard = False  # Training curves; needs the extra of that name.
@@ -83,6 +95,7 @@ def shrunk(config: Config) -> Config:
     small = config.copy_and_resolve_references()
     small.dataset = config.dataset.replace("cifar", "noise")
     small.class_names, small.examples = config.dataset, 2
+    small.checkpoints = None
     small.seeds = config.seeds[:1]
     least = architecture(config.model).smallest
     small.network.update({name: least[name] for name in least if name in small.network})

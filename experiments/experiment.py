@@ -1,13 +1,12 @@
-"""The pipeline: train -> moments -> merge -> calibrate -> evaluate -> report."""
+"""The pipeline: networks -> moments -> merge -> calibrate -> evaluate -> report."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import track
 
@@ -16,15 +15,14 @@ from experiments import cache, data, pictures, report, tasks
 from experiments.data import Split
 from experiments.defaults import shrunk
 from experiments.methods import Method, chosen_methods, spread_cuts
+from experiments.models import Networks, Trainer, pretrained
 from experiments.networks import build
-from experiments.results import Result, letter
+from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
 from experiments.tasks import Task
 from experiments.text_embeddings import load_class_embeddings
-from experiments.train import Config, Variables, WriteScalars, train
+from experiments.train import Config, Variables
 
 Model: TypeAlias = Variables | zipjax.Merged
-Row: TypeAlias = tuple[str, int | None, Callable[[], Model]]
-"""A row's name, its number of zipped layers (if it is a zip), what makes the model."""
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
@@ -43,15 +41,35 @@ _CALIBRATION = (
 )
 
 
+class Row(NamedTuple):
+    """A row of the table: a model, or one for every key.
+
+    Attributes:
+      name: what the tables call it.
+      layers: number of zipped layers, if it is a zip.
+      make: makes the model from a key.
+      iterates: whether the key matters.
+    """
+
+    name: str
+    layers: int | None
+    make: Callable[[jax.Array], Model]
+    iterates: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all methods of one seed share."""
+    """What all methods share: networks, and their units' moments.
 
-    seed: int
-    tasks: list[Task]
+    Attributes:
+      networks: the networks as they were trained.
+      models: what is merged: they, with the batch statistics that the config wants.
+      moments: of the models.
+    """
+
+    networks: Networks
     models: list[Variables]
     moments: dict[str, zipjax.Moments]
-    key: jax.Array
 
 
 class Experiment:
@@ -70,7 +88,7 @@ class Experiment:
         self.data = data.load(config.dataset, config.data_dir)
         if config.examples is not None:
             self.data = self.data.first(config.examples)
-        self.calibration = self.data.train.take(slice(config.calibration_images))
+        self.test = self.data.test.take(slice(config.test_images))
         names, encoder = config.class_names or config.dataset, config.text_encoder
         _, self.embeddings = load_class_embeddings(names, encoder)
         self.network, self.spec = build(
@@ -83,14 +101,14 @@ class Experiment:
         self.sweeps: dict[str, list[zipjax.Sweep]] = {}
 
     def run(self) -> list[Result]:
-        """Runs every seed and writes the report."""
+        """Runs every row and writes the report."""
         results: list[Result] = []
         matched: list[report.Picture] = []
-        for seed in self.config.seeds:
-            setting = self.prepare(seed)
-            rows = self.track(self.rows(setting), f"seed {seed}: merge and evaluate")
-            for name, layers, make in rows:
-                results.append(self.result(setting, name, layers, make()))
+        for networks in self.networks():
+            setting = self.prepare(networks)
+            title = f"{networks.name}: merge and evaluate"
+            for row in self.track(self.rows(setting), title):
+                results += self.results(setting, row)
             matched = matched or self.unit_pictures(setting)
         path = report.write_report(
             results,
@@ -108,75 +126,48 @@ class Experiment:
         self.console.print(f"Report: {path}")
         return results
 
-    def prepare(self, seed: int) -> Setting:
-        """Trains the networks of a seed and collects their moments, or loads them."""
-        config, count = self.config, self.config.num_tasks
-        split_key, *keys, start_key, merge_key = jax.random.split(
-            jax.random.key(seed), count + 3
+    def networks(self) -> Iterator[Networks]:
+        """Yields what is merged: networks from a folder, or trained for every seed."""
+        config, split = self.config, self.data.train
+        if config.checkpoints is not None:
+            yield pretrained(config, self.network, split)
+            return
+        network, tools = (self.network, self.spec), (self.track, self.say)
+        trainer = Trainer(
+            config, *network, split, self.embeddings, self.workdir, *tools
         )
-        chosen = tasks.make_tasks(
-            config.tasks, count, self.embeddings, config.text_encoder, split_key
-        )
-        start, recipe = None, config.train
-        if config.init == "finetuned":
-            every = tasks.all_classes(self.embeddings)
-            start = self.trained(f"seed{seed}_start", every, start_key, recipe)
-            recipe = config.finetune
-        models = [
-            self.trained(f"seed{seed}_{letter(number)}", task, key, recipe, start)
-            for number, (task, key) in enumerate(zip(chosen, keys, strict=True))
-        ]
-        return Setting(seed, chosen, models, self.moments(seed, models), merge_key)
+        yield from map(trainer.networks, config.seeds)
 
-    def trained(
-        self,
-        name: str,
-        task: Task,
-        key: jax.Array,
-        recipe: Config,
-        start: Variables | None = None,
-    ) -> Variables:
-        """Returns the network of one task, drawn at random or from where to start."""
-        title = f"train {name}"
+    def prepare(self, networks: Networks) -> Setting:
+        """Resets the networks if that is wanted and collects their moments."""
+        models, images = networks.models, networks.calibration
+        if self.config.reset_parents:
+            models = [self.calibrated(model, images) for model in models]
+        return Setting(networks, models, self.moments(networks, models))
 
-        def make() -> Variables:
-            split, targets = task.of(self.data.train), jnp.asarray(task.targets)
-            write = self.scalar_writer(name)
-            options = (recipe, self.track, write, title, start)
-            return train(self.network, split, targets, key, *options)
-
-        config = self.config
-        inputs = (
-            (config.dataset, config.examples, config.text_encoder),
-            (config.model, config.network.to_dict(), recipe.to_dict()),
-            (config.tasks, task.classes.tolist(), jax.random.key_data(key).tolist()),
-            None if start is None else zipjax.source_of([start], self.spec),
-        )
-        variables, reused = cache.remember(self.workdir / "models" / name, inputs, make)
-        self.say_if(reused, f"{title}: reused from an earlier run")
-        return variables
-
-    def moments(self, seed: int, models: list[Variables]) -> dict[str, zipjax.Moments]:
+    def moments(
+        self, networks: Networks, models: list[Variables]
+    ) -> dict[str, zipjax.Moments]:
         """Returns the moments of all models' units on the calibration images."""
-        title = f"seed {seed}: collect moments"
-        size = self.config.batch_size
+        title = f"{networks.name}: collect moments"
+        size, images = self.config.batch_size, networks.calibration
 
         def make() -> dict[str, Any]:
-            batches = list(self.calibration.batches(size))
             moments = zipjax.collect_moments(
                 self.apply_fn,
                 models,
                 self.spec,
-                self.track(batches, title),
+                self.track(list(images.batches(size)), title),
                 inputs=lambda batch: batch[0],
             )
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
         source = zipjax.source_of(models, self.spec)
-        path = self.workdir / "moments" / f"seed{seed}"
-        inputs = (self.config.dataset, len(self.calibration.labels), size, source)
+        path = self.workdir / "moments" / networks.name
+        inputs = (self.config.dataset, len(images.labels), size, source)
         fields, reused = cache.remember(path, inputs, make)
-        self.say_if(reused, f"{title}: reused from an earlier run")
+        if reused:
+            self.say(f"{title}: reused from an earlier run")
         return {
             perm: zipjax.Moments(**fields[perm], source=source)
             for perm in self.spec.perms
@@ -184,81 +175,136 @@ class Experiment:
 
     def rows(self, setting: Setting) -> Iterator[Row]:
         """Yields the rows of the table."""
-        for number, model in enumerate(setting.models):
-            yield f"Model {letter(number)}", None, functools.partial(dict, model)
-        merge = functools.partial(functools.partial, self.merged, setting)
-        yield "Ensemble", 0, merge(zipjax.average(), stop_at=0)
+        trained, config = setting.networks.models, self.config
+        yield from self.separate(setting.models, "")
+        if config.reset_parents:
+            yield from self.separate(trained, AS_TRAINED)
         total = self.spec.layers
         for method in self.methods:
             if not method.partial:
-                yield method.title, None, functools.partial(self.best, setting, method)
+                make = functools.partial(self.best, setting, method)
+                yield Row(method.title, None, make, method.iterates)
                 continue
-            recipe = method.recipe(self.config.zipit)
-            yield f"{method.title} {total}/{total}", total, merge(recipe)
-            for cut in spread_cuts(self.spec, self.config.cuts):
-                name = f"{method.title} {cut.layers}/{total}"
-                yield name, cut.layers, merge(recipe, stop_at=cut.number)
+            merge = functools.partial(functools.partial, self.merged, setting, method)
+            name, own = method.title, method.iterates
+            recipe = method.recipe(config.zipit)
+            yield Row(f"{name} {total}/{total}", total, merge(recipe), own)
+            recipe = method.recipe(config.partial_zipit)
+            for cut in spread_cuts(self.spec, config.cuts):
+                make = merge(recipe, stop_at=cut.number)
+                yield Row(f"{name} {cut.layers}/{total}", cut.layers, make, own)
 
-    def best(self, setting: Setting, method: Method) -> Model:
+    def separate(self, models: list[Variables], which: str) -> Iterator[Row]:
+        """Yields the rows of what is not merged, with a suffix of their names."""
+        for number, model in enumerate(models):
+            yield Row(f"Model {letter(number)}{which}", None, lambda _, m=model: m)
+        ensemble = zipjax.merge(models, self.spec, zipjax.average(), stop_at=0)
+        yield Row(f"{ENSEMBLE}{which}", 0, lambda _: ensemble)
+
+    def best(self, setting: Setting, method: Method, key: jax.Array) -> Model:
         """Merges all layers, with the balance that does best on training images."""
-        zips = self.config.zipit
+        zips, balances = self.config.zipit, self.config.balances
         if not method.balanced:
-            return self.merged(setting, method.recipe(zips))
+            return self.merged(setting, method, method.recipe(zips), key)
+        if len(balances) == 1:
+            return self.merged(setting, method, method.recipe(zips, *balances), key)
+        images = setting.networks.calibration.take(slice(self.config.search_images))
 
         def score(model: zipjax.Merged) -> float:
-            calibrated = self.calibrated(model)
-            return self.evaluate(calibrated, self.calibration, setting.tasks).average
+            whole = _plain(self.calibrated(model, images))
+            return self.evaluate(whole, images, setting.networks.tasks).average
 
         found = zipjax.search(
             setting.models,
             self.spec,
             functools.partial(method.recipe, zips),
-            {"balance": self.config.balances},
+            {"balance": balances},
             score,
             moments=setting.moments,
-            key=setting.key,
+            key=key,
         )
         self.searches.setdefault(method.title, []).append(found)
-        return self.merged(setting, method.recipe(zips, **found.best.settings))
+        recipe = method.recipe(zips, **found.best.settings)
+        return self.merged(setting, method, recipe, key)
 
     def merged(
-        self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None = None
+        self,
+        setting: Setting,
+        method: Method,
+        recipe: zipjax.Recipe,
+        key: jax.Array,
+        stop_at: int | None = None,
     ) -> Model:
-        """Merges the models and measures the batch statistics anew."""
+        """Merges, measures the batch statistics anew, and refits if that is wanted."""
         sweeps: list[zipjax.Sweep] = []
-        model = zipjax.merge(
+        assignments = zipjax.match(
             setting.models,
             self.spec,
             recipe,
             moments=setting.moments,
             stop_at=stop_at,
-            key=setting.key,
+            key=key,
             report=sweeps.append,
         )
         if sweeps:
             self.sweeps.setdefault(recipe.name, sweeps)
-        # What is not merged has the statistics that it was trained with.
-        return model if stop_at == 0 else self.calibrated(model)
+        model = zipjax.merge_units(
+            setting.models, self.spec, assignments, stop_at=stop_at
+        )
+        model = self.calibrated(model, setting.networks.calibration)
+        if method.refit:
+            model = self.refitted(setting, model, assignments, method.refit)
+        return _plain(model)
 
-    def calibrated(self, model: zipjax.Merged) -> Model:
-        """Measures the batch statistics of a merged model anew."""
-        images = (x for x, _ in self.calibration.batches(self.config.batch_size))
-        model = zipjax.reset_batch_stats(self.apply_fn, model, images)
-        # One network is run like any other, so that it is compiled once.
-        return model if model.heads else model.params()
+    def refitted(
+        self,
+        setting: Setting,
+        model: zipjax.Merged,
+        assignments: dict[str, Any],
+        target: str,
+    ) -> zipjax.Merged:
+        """Solves a merged model's layers anew."""
+        networks = setting.networks
+        images = networks.calibration.take(slice(self.config.refit_images))
+        outputs = None
+        if target == "ensemble":
+            outputs = zipjax.ensemble_target(*tasks.by_label(networks.tasks))
+        return zipjax.refit(
+            self.apply_fn,
+            setting.models,
+            model,
+            assignments,
+            (x for x, _ in images.batches(self.config.batch_size)),
+            outputs=outputs,
+        )
 
-    def result(
-        self, setting: Setting, name: str, layers: int | None, model: Model
-    ) -> Result:
+    def calibrated(self, model: Any, images: Split) -> Any:
+        """Measures the batch statistics of a model anew."""
+        batches = (x for x, _ in images.batches(self.config.batch_size))
+        return zipjax.reset_batch_stats(
+            self.apply_fn, model, batches, ddof=self.config.ddof
+        )
+
+    def results(self, setting: Setting, row: Row) -> list[Result]:
+        """Returns a row's result for every seed: the same one if nothing iterates."""
+        keys = setting.networks.keys
+        if row.iterates:
+            return [self.result(setting, row, seed) for seed in keys]
+        first = self.result(setting, row, next(iter(keys)))
+        return [dataclasses.replace(first, seed=seed) for seed in keys]
+
+    def result(self, setting: Setting, row: Row, seed: int) -> Result:
         """Evaluates a row's model."""
+        networks = setting.networks
+        model = row.make(networks.keys[seed])
         # Counting compiles the network; models of one structure cost the same.
         structure = jax.tree_util.tree_structure(model)
         if structure not in self.flops:
-            image, _ = next(self.data.test.batches(1))
+            image, _ = next(self.test.batches(1))
             self.flops[structure] = zipjax.flops(self.forward(model), model, image)
-        scores = self.evaluate(model, self.data.test, setting.tasks)
+        scores = self.evaluate(model, self.test, networks.tasks)
         flops = self.flops[structure]
-        return Result(name, setting.seed, flops, scores.joint, scores.tasks, layers)
+        return Result(row.name, seed, flops, scores.joint, scores.tasks, row.layers)
 
     def evaluate(
         self, model: Model, split: Split, chosen: list[Task]
@@ -287,27 +333,21 @@ class Experiment:
             for perm, assignment in assignments.items()
             if perm not in groups and not perms[perm].groups
         }
-        where = f"Seed {setting.seed}."
+        where = f"Of {setting.networks.name}."
         return pictures.matches(alone, setting.moments, len(setting.models), where)
-
-    def scalar_writer(self, name: str) -> WriteScalars:
-        """Returns what writes training curves: to TensorBoard if that is wanted."""
-        if not self.config.tensorboard:
-            return lambda step, scalars: None
-        # TensorFlow takes seconds to import and is an extra: "zipjax[tensorboard]".
-        from clu import metric_writers
-
-        writer = metric_writers.SummaryWriter(str(self.workdir / "tensorboard" / name))
-        return writer.write_scalars
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""
         return track(list(steps), title, console=self.console, transient=True)
 
-    def say_if(self, condition: bool, message: str) -> None:
+    def say(self, message: str) -> None:
         """Prints a message."""
-        if condition:
-            self.console.print(message, style="dim")
+        self.console.print(message, style="dim")
+
+
+def _plain(model: zipjax.Merged) -> Model:
+    """Returns one network as any other, so that running it is compiled once."""
+    return model if model.heads else model.params()
 
 
 def _fields(moments: zipjax.Moments) -> dict[str, Any]:

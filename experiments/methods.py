@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -18,31 +19,60 @@ class Method:
         balanced, a balance.
       balanced: whether it has a balance to be chosen.
       partial: whether the table also shows how it does when it stops earlier.
+      iterates: whether it matches perms in a random order, more than once.
+      refit: the target of the outputs if layers are solved anew: "" for none, "mean"
+        of the networks' outputs, or what the "ensemble" answers.
     """
 
     title: str
     recipe: Callable[..., zipjax.Recipe]
     balanced: bool = False
     partial: bool = False
+    iterates: bool = False
+    refit: Literal["", "mean", "ensemble"] = ""
 
 
 METHODS = {
     "average": Method("Average", lambda zips: zipjax.average()),
-    "git_rebasin": Method("Git Re-Basin", lambda zips: zipjax.git_rebasin()),
+    "git_rebasin": Method(
+        "Git Re-Basin", lambda zips: zipjax.git_rebasin(), iterates=True
+    ),
+    "git_rebasin_correlation": Method(
+        "Git Re-Basin (correlation)",
+        lambda zips: zipjax.git_rebasin(metric="correlation"),
+        iterates=True,
+    ),
     "permute": Method("Permute", lambda zips: zipjax.permute()),
     "mudsc_align": Method(
         "MuDSC-Align",
         lambda zips, balance: zipjax.mudsc(balance, "align"),
         balanced=True,
+        iterates=True,
     ),
     "zipit": Method("ZipIt!", lambda zips: zipjax.zipit(**zips), partial=True),
-    "weight_zip": Method("W. Zip", lambda zips: zipjax.weight_zip(**zips)),
+    "weight_zip": Method(
+        "W. Zip", lambda zips: zipjax.weight_zip(**zips), iterates=True
+    ),
     "mudsc_zip": Method(
         "MuDSC-Zip",
         lambda zips, balance: zipjax.mudsc(balance, "zip", **zips),
         balanced=True,
+        iterates=True,
+    ),
+    "zipit_refit": Method(
+        "ZipIt! + refit", lambda zips: zipjax.zipit(**zips), partial=True, refit="mean"
+    ),
+    "zipit_refit_ensemble": Method(
+        "ZipIt! + refit to the ensemble",
+        lambda zips: zipjax.zipit(**zips),
+        refit="ensemble",
     ),
 }
+# The tables of the papers.
+PAPERS = (
+    *("average", "git_rebasin", "permute", "mudsc_align"),
+    *("zipit", "weight_zip", "mudsc_zip"),
+)
 
 
 def chosen_methods(rows: Sequence[str]) -> list[Method]:

@@ -18,7 +18,16 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from numpy.typing import ArrayLike
 
-from experiments.results import ENSEMBLE, Mean, Result, Row, is_model, letter, summarise
+from experiments.results import (
+    AS_TRAINED,
+    ENSEMBLE,
+    Mean,
+    Result,
+    Row,
+    is_model,
+    letter,
+    summarise,
+)
 
 # Okabe and Ito's colours, told apart with any colour vision.
 COLOURS = tuple(
@@ -51,7 +60,8 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
     Raises:
       ValueError: if there are no results or their seeds do not match.
     """
-    rows = summarise(results)
+    # The levels to compare with are the networks that were merged.
+    rows = [row for row in summarise(results) if AS_TRAINED not in row.method]
     if not rows:
         raise ValueError("no results to draw")
     figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")

@@ -22,6 +22,7 @@ from experiments.results import (
     Mean,
     Result,
     Row,
+    is_ensemble,
     is_model,
     letter,
     summarise,
@@ -48,6 +49,11 @@ METHODS = {
     "ZipIt!": "Units are merged with those they correlate with most, across networks "
     "and within one. n/m: n of m layers are zipped, the others are kept for each "
     "network; full: all layers are.",
+    "+ refit": "Layers are solved anew by least squares, so that they make of their "
+    "inputs the mean of what the networks make of theirs; at the output also what the "
+    "ensemble would answer.",
+    "as trained": "With the batch statistics of training; all other rows start from "
+    "networks whose statistics were measured anew on the calibration images.",
     "W. Zip": "As ZipIt!, but by the similarity of the units' weights.",
     "MuDSC-Zip": "As ZipIt!, but by the balanced similarities of MuDSC.",
 }
@@ -196,7 +202,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     one_network = max((row.flops for row in models), default=rows[0].flops)
     groups: dict[str, list[Row]] = {MODELS: models, MERGED: [], PARTIAL: [], BOUND: []}
     for row in rows:
-        if row.method == ENSEMBLE:
+        if is_ensemble(row.method):
             groups[BOUND].append(row)
         elif row not in models:
             full = row.flops <= one_network * (1 + 1e-6)
@@ -301,7 +307,7 @@ def _html(
         methods={
             name: text
             for name, text in METHODS.items()
-            if any(method.startswith(name) for method in methods)
+            if any(name in method for method in methods)
         },
         pictures=[(_data_uri(p.figure), p.caption, p.alt) for p in pictures],
         config_text=config_text,

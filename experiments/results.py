@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 ENSEMBLE = "Ensemble"
+AS_TRAINED = ", as trained"
+"""Suffix of networks whose batch statistics were not reset, where others' were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,12 @@ def letter(index: int) -> str:
 
 def is_model(method: str) -> bool:
     """Whether the method is one of the trained networks, such as ``"Model A"``."""
-    return re.fullmatch(r"Model [A-Z]+", method) is not None
+    return re.fullmatch(rf"Model [A-Z]+({AS_TRAINED})?", method) is not None
+
+
+def is_ensemble(method: str) -> bool:
+    """Whether the method is all trained networks side by side."""
+    return method in (ENSEMBLE, ENSEMBLE + AS_TRAINED)
 
 
 def write_whole(path: Path, content: str) -> None:

@@ -110,15 +110,23 @@ def evaluate(
             ((images, classes[:, labels].T) for images, labels in batches),
             class_embeddings=[task.targets for task in tasks],
         )
+    embeddings, labels = by_label(tasks)
+    return zipjax.evaluate(forward, batches, tasks=labels, class_embeddings=embeddings)
+
+
+def by_label(
+    tasks: Sequence[Task],
+) -> tuple[Float[np.ndarray, "labels dim"], list[list[int]]]:
+    """Returns the embeddings of all labels, and every task's labels.
+
+    Raises:
+      ValueError: if not every label belongs to one task.
+    """
+    classes = np.array([task.classes for task in tasks])
     owners, labels = np.nonzero(classes >= 0)
     if sorted(labels) != list(range(classes.shape[1])):
         raise ValueError("tasks must have every label once, or every task all of them")
     embeddings = np.empty((classes.shape[1], tasks[0].targets.shape[1]))
     for task in tasks:
         embeddings[task.classes >= 0] = task.targets[task.classes[task.classes >= 0]]
-    return zipjax.evaluate(
-        forward,
-        batches,
-        tasks=[labels[owners == number].tolist() for number in range(len(tasks))],
-        class_embeddings=embeddings,
-    )
+    return embeddings, [labels[owners == k].tolist() for k in range(len(tasks))]

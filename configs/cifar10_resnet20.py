@@ -1,0 +1,36 @@
+r"""CIFAR-10, 5 + 5 classes, ResNet-20 of width 2: two networks trained in PyTorch.
+
+    tfds build cifar10 --file_format=array_record --data_dir=DIR
+    python -m experiments.run --config configs/cifar10_resnet20.py \
+      --config.data_dir=DIR --config.checkpoints=FOLDER
+
+FOLDER holds the networks (see `experiments.models.pretrained`); without it, a pair is
+trained for every seed. With it, seeds only draw the order in which recipes iterate. The
+networks' batch statistics are reset on the calibration images before they are merged.
+"""
+
+import ml_collections
+
+from experiments.defaults import default, training
+from experiments.methods import PAPERS
+
+
+def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
+    config = default("CIFAR-10, 5 + 5 classes, ResNet-20 x2", "resnet20", width=2.0)
+    config.dataset = "cifar10"
+    config.classes = ((2, 3, 4, 6, 7), (0, 1, 5, 8, 9))
+    config.train = training(epochs=60, batch_size=250, flip=True, crop=4)
+    config.finetune = training(
+        epochs=20, batch_size=250, learning_rate=5e-4, flip=True, crop=4
+    )
+    config.batch_size = 250
+    config.calibration_images = 5000
+    config.search_images = 1000
+    config.ddof, config.reset_parents = 1, True
+    rows = ["git_rebasin_correlation" if r == "git_rebasin" else r for r in PAPERS]
+    config.rows = (*rows, "zipit_refit", "zipit_refit_ensemble")
+    config.zipit.alpha, config.zipit.beta = 0.5, 1.0
+    config.partial_zipit.alpha, config.partial_zipit.beta = 0.3, 0.125
+    config.balances = (0.1, 0.3, 0.5, 0.7, 0.9)
+    config.init = init
+    return config
