@@ -5,8 +5,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from experiments.methods import PAPERS
-from experiments.networks import architecture
+from experiments.methods import PAPERS, one_of_a_kind
+from experiments.networks import smallest
 from experiments.train import Config
 
 
@@ -97,8 +97,8 @@ def shrunk(config: Config) -> Config:
     small.class_names, small.examples = config.dataset, 2
     small.checkpoints = None
     small.seeds = config.seeds[:1]
-    least = architecture(config.model).smallest
-    small.network.update({name: least[name] for name in least if name in small.network})
+    small.network.update(smallest(config.model, config.network.to_dict()))
+    small.rows = one_of_a_kind(config.rows)
     small.train.epochs = small.finetune.epochs = 1
     small.cuts = 1
     small.balances = config.balances[:2]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -84,6 +84,19 @@ def chosen_methods(rows: Sequence[str]) -> list[Method]:
     if unknown := sorted(set(rows) - set(METHODS)):
         raise ValueError(f"rows {unknown} are unknown: choose among {sorted(METHODS)}")
     return [METHODS[name] for name in rows]
+
+
+def one_of_a_kind(rows: Sequence[str]) -> tuple[str, ...]:
+    """Returns the first row of those that run through the same code.
+
+    Raises:
+      ValueError: if a row is unknown.
+    """
+    kinds: dict[tuple[Any, ...], str] = {}
+    for name, method in zip(rows, chosen_methods(rows), strict=True):
+        kind = method.balanced, method.partial, method.iterates, method.refit
+        kinds.setdefault(kind, name)
+    return tuple(kinds.values())
 
 
 def spread_cuts(spec: zipjax.PermutationSpec, most: int) -> list[zipjax.Cut]:

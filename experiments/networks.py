@@ -20,7 +20,7 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "mlp": Architecture(mlp.MLP, mlp.spec, {"hidden": (8, 8)}),
     "resnet20": Architecture(
-        resnet.ResNet20, resnet.spec, {"width": 0.25, "groups": 2}
+        resnet.ResNet20, resnet.spec, {"width": 0.25, "groups": 2, "blocks": 1}
     ),
     "vit": Architecture(vit.ViT, vit.spec, {"width": 8, "depth": 1, "heads": 2}),
     "swin": Architecture(
@@ -39,6 +39,18 @@ def architecture(name: str) -> Architecture:
         known = sorted(ARCHITECTURES)
         raise ValueError(f"model {name!r} is unknown: choose among {known}")
     return ARCHITECTURES[name]
+
+
+def smallest(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the least sizes of a network that has the parts of a given one.
+
+    Raises:
+      ValueError: if there is no network of that name.
+    """
+    chosen = architecture(name)
+    network = chosen.make(outputs=1, **options)
+    least = chosen.smallest.items()
+    return {**options, **{k: v for k, v in least if getattr(network, k) is not None}}
 
 
 def build(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.defaults import default
 from experiments.experiment import Experiment
+from experiments.methods import METHODS, one_of_a_kind
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -42,8 +43,9 @@ def test_every_config_runs(path, tmp_path):
     assert {result.seed for result in results} == {config.seeds[0]}
     methods = [result.method for result in results]
     assert methods[:3] == ["Model A", "Model B", "Ensemble"]
-    # Every row, and of ZipIt! a partial one besides.
-    assert len(methods) == 3 + len(config.rows) + 1
+    rows = [METHODS[name] for name in one_of_a_kind(config.rows)]
+    separate = 6 if config.reset_parents else 3
+    assert len(methods) == separate + len(rows) + sum(row.partial for row in rows)
     assert (tmp_path / "report.html").exists()
 
 

@@ -124,17 +124,20 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Three stages of three blocks, global average pooling and a linear head.
+    """Three stages of blocks, global average pooling and a linear head.
 
     Attributes:
       outputs: number of outputs.
       width: multiplies the stages' 16, 32 and 64 channels.
       groups: number of groups of GroupNorm; None for BatchNorm.
+      blocks: number of blocks of every stage; n of them make 6n + 2 layers, and with
+        another number than 3 a network of another name (He et al. 2016, Section 4.2).
     """
 
     outputs: int
     width: float = 1.0
     groups: int | None = None
+    blocks: int = 3
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -149,7 +152,7 @@ class ResNet20(nn.Module):
     @property
     def plans(self) -> list[Plan]:
         """The blocks."""
-        return _plans(self.features, (3, 3, 3), basic, shortcut=3)
+        return _plans(self.features, (self.blocks,) * 3, basic, shortcut=3)
 
     @nn.compact
     def __call__(
