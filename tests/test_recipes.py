@@ -18,11 +18,12 @@ from zipjax.models import mlp, resnet, swin, vit
 from zipjax.trees import from_leaves, path_leaves
 
 NETWORKS = {
-    **{name: TINY[name] for name in ("mlp", "vgg-batch", "basic", "vit", "swin")},
+    **{name: TINY[name] for name in ("mlp", "vgg-batch", "basic", "vit")},
+    "swin": TINY["swin-one-window"],
     # Of images large enough that a group has more than two values in the end.
     "group": Network(
-        resnet.ResNet(3, (1, 1), width=1 / 8, groups=2),
-        resnet.spec, 32, 14, (1, 4, 7), 8,
+        resnet.ResNet(3, (1,), resnet.basic, width=1 / 8, groups=2),
+        resnet.spec, 32, 4, (3,), 4,
     ),
 }  # fmt: skip
 RECIPES = {
