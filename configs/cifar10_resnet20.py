@@ -1,5 +1,6 @@
 r"""CIFAR-10, 5 + 5 classes, ResNet-20 of width 2: two networks trained in PyTorch.
 
+    pip install -e ".[experiments,torch]"
     tfds build cifar10 --file_format=array_record --data_dir=DIR
     python -m experiments.run --config configs/cifar10_resnet20.py \
       --config.data_dir=DIR --config.checkpoints=FOLDER

@@ -132,9 +132,15 @@ class Experiment:
         if config.checkpoints is not None:
             yield pretrained(config, self.network, split)
             return
-        network, tools = (self.network, self.spec), (self.track, self.say)
         trainer = Trainer(
-            config, *network, split, self.embeddings, self.workdir, *tools
+            config,
+            self.network,
+            self.spec,
+            split,
+            self.embeddings,
+            self.workdir,
+            self.track,
+            self.say,
         )
         yield from map(trainer.networks, config.seeds)
 
@@ -204,10 +210,9 @@ class Experiment:
     def best(self, setting: Setting, method: Method, key: jax.Array) -> Model:
         """Merges all layers, with the balance that does best on training images."""
         zips, balances = self.config.zipit, self.config.balances
-        if not method.balanced:
-            return self.merged(setting, method, method.recipe(zips), key)
-        if len(balances) == 1:
-            return self.merged(setting, method, method.recipe(zips, *balances), key)
+        given = balances if method.balanced else ()
+        if len(given) < 2:
+            return self.merged(setting, method, method.recipe(zips, *given), key)
         images = setting.networks.calibration.take(slice(self.config.search_images))
 
         def score(model: zipjax.Merged) -> float:

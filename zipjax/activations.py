@@ -43,8 +43,8 @@ def collect_moments(
         Must be hashable (a function, or a bound method of a Flax module): the same one
         is compiled once. A sequence of one a model where their functions differ.
       models: parameter pytrees of one architecture, or of several with a common
-        beginning; of a merged model with heads, what
-        lies behind its trunk is read with the first one.
+        beginning; of a merged model with heads, what lies behind its trunk is read with
+        the first one.
       spec: the permutation spec, or a sequence of one a model: the perms are then
         those that a zip can share.
       batches: an iterable of batches; every batch is read once.

@@ -5,6 +5,7 @@ network's function; :mod:`zipjax.entries` says what an axis may be tied to.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -252,11 +253,15 @@ class PermutationSpec:
         return cls(axes, perms, depths, notes)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, PermutationSpec)
-        return same and json.dumps(self._content()) == json.dumps(other._content())
+        return isinstance(other, PermutationSpec) and self._text == other._text
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self._content()))
+        return hash(self._text)
+
+    @functools.cached_property
+    def _text(self) -> str:
+        # Made once: every call of a function that is jitted for a spec hashes it.
+        return json.dumps(self._content())
 
     def _content(self) -> dict[str, Any]:
         axes = {p: [encode(e) for e in entries] for p, entries in self.axes.items()}
