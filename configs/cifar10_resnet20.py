@@ -28,10 +28,19 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.calibration_images = 5000
     config.search_images = 1000
     config.ddof, config.reset_parents = 1, True
-    rows = ["git_rebasin_correlation" if r == "git_rebasin" else r for r in PAPERS]
-    config.rows = (*rows, "zipit_refit", "zipit_refit_ensemble")
+    papers = ["git_rebasin_correlation" if r == "git_rebasin" else r for r in PAPERS]
+    config.rows = (
+        *papers,
+        *("zipit_searched", "mudsc_zip_searched"),
+        *("zipit_sequential", "zipit_allotted"),
+        *("zipit_refit", "zipit_refit_ensemble"),
+        *("zipit_allotted_refit", "zipit_wide_refit"),
+    )
+    config.partial_rows = (*papers, "zipit_sequential", "zipit_refit_ensemble")
+    config.cut_layers = (7, 13)
     config.zipit.alpha, config.zipit.beta = 0.5, 1.0
     config.partial_zipit.alpha, config.partial_zipit.beta = 0.3, 0.125
-    config.balances = (0.1, 0.3, 0.5, 0.7, 0.9)
+    config.grid.balance = (0.1, 0.3, 0.5, 0.7, 0.9)
+    config.grid.beta = (0.5, 1.0)
     config.init = init
     return config

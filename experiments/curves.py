@@ -1,5 +1,6 @@
 """Pictures of what iterates and of what is searched."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,12 +41,12 @@ def objective_curves(sweeps: Mapping[str, Sequence[zipjax.Sweep]]) -> Figure:
     return figure
 
 
-def search_curves(searches: Mapping[str, Sequence[zipjax.Search]], name: str) -> Figure:
-    """Draws scores against one searched setting.
+def search_curves(searches: Mapping[str, Sequence[zipjax.Search]]) -> Figure:
+    """Draws scores against the first searched setting, a line for each of the others.
 
     Args:
-      searches: the searches of every method by its title, one a seed.
-      name: the setting.
+      searches: the searches of every method by its title, one a seed. All are over the
+        same settings.
 
     Returns:
       The figure: thin lines for the seeds, a thick one for their mean, a ring at the
@@ -58,14 +59,30 @@ def search_curves(searches: Mapping[str, Sequence[zipjax.Search]], name: str) ->
         raise ValueError("no searches to draw")
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for (title, found), colour in zip(searches.items(), COLOURS, strict=False):
-        values = [trial.settings[name] for trial in found[0].trials]
-        scores = 100 * np.array([[t.score for t in one.trials] for one in found])
-        axes.plot(values, scores.T, color=colour, lw=0.7, alpha=0.5)
-        axes.plot(values, scores.mean(0), color=colour, lw=2.2, label=title)
-        for one in found:
-            best = one.best
-            axes.plot(best.settings[name], 100 * best.score, "o", mfc="none", c=colour)
+    name = next(iter(next(iter(searches.values()))[0].best.settings))
+    colours = itertools.cycle(COLOURS)
+    for title, found in searches.items():
+        best = [search.best for search in found]
+        for others, numbers in _lines(found[0], name).items():
+            trials = [[search.trials[k] for k in numbers] for search in found]
+            values = [trial.settings[name] for trial in trials[0]]
+            scores = 100 * np.array([[t.score for t in line] for line in trials])
+            colour = next(colours)
+            axes.plot(values, scores.T, color=colour, lw=0.7, alpha=0.5)
+            label = ", ".join([title, *others])
+            axes.plot(values, scores.mean(0), color=colour, lw=2.2, label=label)
+            for trial in (t for line in trials for t in line if t in best):
+                place = trial.settings[name], 100 * trial.score
+                axes.plot(*place, "o", mfc="none", c=colour)
     axes.set(xlabel=name, ylabel="training accuracy,\naverage of the tasks (%)")
     axes.legend(frameon=False)
     return figure
+
+
+def _lines(search: zipjax.Search, name: str) -> dict[tuple[str, ...], list[int]]:
+    """Groups the numbers of trials that differ in one setting alone."""
+    lines: dict[tuple[str, ...], list[int]] = {}
+    for number, trial in enumerate(search.trials):
+        others = [f"{k} = {v:g}" for k, v in trial.settings.items() if k != name]
+        lines.setdefault(tuple(others), []).append(number)
+    return lines

@@ -40,22 +40,31 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.finetune = training(epochs=20, learning_rate=5e-4)
 
     config.batch_size = 256  # Of moments, batch statistics and evaluation.
-    # Training images for moments, batch statistics and balances; None: all of them.
+    # Training images for moments, batch statistics and searches; None: all of them.
     config.calibration_images = config_dict.placeholder(int)
-    config.search_images = config_dict.placeholder(int)  # Of these, for balances.
+    config.search_images = config_dict.placeholder(int)  # Of these, for searches.
     config.refit_images = config_dict.placeholder(int)  # Of these, for a refit.
     config.test_images = config_dict.placeholder(int)  # None: all of them.
     config.ddof = 0  # Of measured batch statistics; PyTorch's variances have 1.
     config.reset_parents = False  # Whether networks are reset before they are merged.
 
     config.rows = PAPERS
-    config.cuts = 4  # At most so many partial zips, spread over the depth.
+    config.partial_rows = ("zipit", "zipit_refit")  # Rows that also stop earlier:
+    config.cuts = 4  # at most at so many cuts, spread over the depth,
+    config.cut_layers = ()  # or, if there are any, behind so many layers.
     config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
     # Of partial zips; follows the one above until it is set.
     config.partial_zipit = ml_collections.ConfigDict(
         {name: config.zipit.get_oneway_ref(name) for name in config.zipit}
     )
-    config.balances = tuple(k / 10 for k in range(11))  # What MuDSC chooses among.
+    # What searched settings are chosen among; MuDSC's papers choose the balance so.
+    config.grid = ml_collections.ConfigDict(
+        {
+            "alpha": (0.1, 0.3, 0.5, 1.0),
+            "beta": (0.0, 0.5, 1.0),
+            "balance": tuple(k / 10 for k in range(11)),
+        }
+    )
 
     config.tensorboard = False  # Training curves; needs the extra of that name.
     config.smoke = False  # As little of everything as shows that it runs.
@@ -98,8 +107,9 @@ def shrunk(config: Config) -> Config:
     small.checkpoints = None
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
-    small.rows = one_of_a_kind(config.rows)
+    small.rows = one_of_a_kind(config.rows, config.partial_rows)
     small.train.epochs = small.finetune.epochs = 1
     small.cuts = 1
-    small.balances = config.balances[:2]
+    small.cut_layers = ()
+    small.grid.update({name: values[:2] for name, values in config.grid.items()})
     return small

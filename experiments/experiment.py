@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -14,7 +16,7 @@ import zipjax
 from experiments import cache, data, pictures, report, tasks
 from experiments.data import Split
 from experiments.defaults import shrunk
-from experiments.methods import Method, chosen_methods, spread_cuts
+from experiments.methods import Method, chosen_cuts, chosen_methods
 from experiments.models import Networks, Trainer, pretrained
 from experiments.networks import build
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
@@ -96,8 +98,9 @@ class Experiment:
         )
         self.apply_fn = self.network.apply
         self.methods = chosen_methods(config.rows)
+        self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
-        self.searches: dict[str, list[zipjax.Search]] = {}
+        self.searches: dict[tuple[str, ...], dict[str, zipjax.Search]] = {}
         self.sweeps: dict[str, list[zipjax.Sweep]] = {}
 
     def run(self) -> list[Result]:
@@ -185,20 +188,25 @@ class Experiment:
         yield from self.separate(setting.models, "")
         if config.reset_parents:
             yield from self.separate(trained, AS_TRAINED)
-        total = self.spec.layers
         for method in self.methods:
-            if not method.partial:
-                make = functools.partial(self.best, setting, method)
-                yield Row(method.title, None, make, method.iterates)
-                continue
-            merge = functools.partial(functools.partial, self.merged, setting, method)
-            name, own = method.title, method.iterates
-            recipe = method.recipe(config.zipit)
-            yield Row(f"{name} {total}/{total}", total, merge(recipe), own)
-            recipe = method.recipe(config.partial_zipit)
-            for cut in spread_cuts(self.spec, config.cuts):
-                make = merge(recipe, stop_at=cut.number)
-                yield Row(f"{name} {cut.layers}/{total}", cut.layers, make, own)
+            for stop in self.stops(method):
+                yield self.row(setting, method, stop)
+
+    def stops(self, method: Method) -> list[zipjax.Cut | None]:
+        """Returns where a method's merges stop; None: it merges everything."""
+        if method not in self.partial:
+            return [None]
+        cuts = self.config.cuts, self.config.cut_layers
+        return [None, *chosen_cuts(self.spec, *cuts)]
+
+    def row(self, setting: Setting, method: Method, stop: zipjax.Cut | None) -> Row:
+        """Returns the row of a method that stops somewhere."""
+        total, name, layers = self.spec.layers, method.title, None
+        if method in self.partial:
+            layers = total if stop is None else stop.layers
+            name = f"{name} {layers}/{total}"
+        make = functools.partial(self.merged, setting, method, stop)
+        return Row(name, layers, make, method.iterates)
 
     def separate(self, models: list[Variables], which: str) -> Iterator[Row]:
         """Yields the rows of what is not merged, with a suffix of their names."""
@@ -207,59 +215,113 @@ class Experiment:
         ensemble = zipjax.merge(models, self.spec, zipjax.average(), stop_at=0)
         yield Row(f"{ENSEMBLE}{which}", 0, lambda _: ensemble)
 
-    def best(self, setting: Setting, method: Method, key: jax.Array) -> Model:
-        """Merges all layers, with the balance that does best on training images."""
-        zips, balances = self.config.zipit, self.config.balances
-        given = balances if method.balanced else ()
-        if len(given) < 2:
-            return self.merged(setting, method, method.recipe(zips, *given), key)
+    def settings(
+        self,
+        setting: Setting,
+        method: Method,
+        stop: zipjax.Cut | None,
+        key: jax.Array,
+    ) -> dict[str, Any]:
+        """Returns the settings of a method's recipe: of the config, or searched."""
+        config = self.config
+        given = {"balance": 0.0, **config.zipit}
+        for names in method.searched:
+            grid = {name: config.grid[name] for name in names}
+            given |= self.search(setting, method, given, grid, key)
+        if stop is not None and ("alpha" not in itertools.chain(*method.searched)):
+            given |= config.partial_zipit
+        return {name: given[name] for name in method.settings}
+
+    def search(
+        self,
+        setting: Setting,
+        method: Method,
+        given: Mapping[str, Any],
+        grid: dict[str, Sequence[Any]],
+        key: jax.Array,
+    ) -> dict[str, Any]:
+        """Returns what does best of a grid on training images, found once a network."""
+        if all(len(values) == 1 for values in grid.values()):
+            return {name: value for name, (value,) in grid.items()}
         images = setting.networks.calibration.take(slice(self.config.search_images))
 
         def score(model: zipjax.Merged) -> float:
             whole = _plain(self.calibrated(model, images))
             return self.evaluate(whole, images, setting.networks.tasks).average
 
-        found = zipjax.search(
-            setting.models,
-            self.spec,
-            functools.partial(method.recipe, zips),
-            {"balance": balances},
-            score,
-            moments=setting.moments,
-            key=key,
-        )
-        self.searches.setdefault(method.title, []).append(found)
-        recipe = method.recipe(zips, **found.best.settings)
-        return self.merged(setting, method, recipe, key)
+        def recipe(**settings: Any) -> zipjax.Recipe:
+            every = {**given, **settings}
+            return method.recipe(**{name: every[name] for name in method.settings})
+
+        found = self.searches.setdefault((method.title, *grid), {})
+        if setting.networks.name not in found:
+            found[setting.networks.name] = zipjax.search(
+                setting.models,
+                self.spec,
+                recipe,
+                grid,
+                score,
+                moments=setting.moments,
+                key=key,
+            )
+        return found[setting.networks.name].best.settings
 
     def merged(
         self,
         setting: Setting,
         method: Method,
-        recipe: zipjax.Recipe,
+        stop: zipjax.Cut | None,
         key: jax.Array,
-        stop_at: int | None = None,
     ) -> Model:
         """Merges, measures the batch statistics anew, and refits if that is wanted."""
-        sweeps: list[zipjax.Sweep] = []
-        assignments = zipjax.match(
-            setting.models,
-            self.spec,
-            recipe,
-            moments=setting.moments,
-            stop_at=stop_at,
-            key=key,
-            report=sweeps.append,
-        )
-        if sweeps:
-            self.sweeps.setdefault(recipe.name, sweeps)
+        settings = self.settings(setting, method, stop, key)
+        number = None if stop is None else stop.number
+        assignments = self.matched(setting, method, settings, number, key)
         model = zipjax.merge_units(
-            setting.models, self.spec, assignments, stop_at=stop_at
+            setting.models, self.spec, assignments, stop_at=number
         )
         model = self.calibrated(model, setting.networks.calibration)
         if method.refit:
             model = self.refitted(setting, model, assignments, method.refit)
         return _plain(model)
+
+    def matched(
+        self,
+        setting: Setting,
+        method: Method,
+        settings: Mapping[str, Any],
+        stop_at: int | None,
+        key: jax.Array,
+    ) -> dict[str, Any]:
+        """Matches the networks' units."""
+        models, moments = setting.models, setting.moments
+        recipe = method.recipe(**settings)
+        if method.allots:
+            image, _ = next(self.test.batches(1))
+            widths = zipjax.allot_units(
+                self.apply_fn,
+                models,
+                self.spec,
+                recipe,
+                image,
+                moments=moments,
+                cost=method.allots,
+                stop_at=stop_at,
+            )
+            recipe = dataclasses.replace(recipe, num_units=widths)
+        sweeps: list[zipjax.Sweep] = []
+        assignments = zipjax.match(
+            models,
+            self.spec,
+            recipe,
+            moments=moments,
+            stop_at=stop_at,
+            key=key,
+            report=sweeps.append,
+        )
+        if sweeps:
+            self.sweeps.setdefault(method.title, sweeps)
+        return assignments
 
     def refitted(
         self,
@@ -303,7 +365,8 @@ class Experiment:
         networks = setting.networks
         model = row.make(networks.keys[seed])
         # Counting compiles the network; models of one structure cost the same.
-        structure = jax.tree_util.tree_structure(model)
+        leaves, structure = jax.tree_util.tree_flatten(model)
+        structure = structure, *(np.shape(leaf) for leaf in leaves)
         if structure not in self.flops:
             image, _ = next(self.test.batches(1))
             self.flops[structure] = zipjax.flops(self.forward(model), model, image)

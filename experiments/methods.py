@@ -1,6 +1,7 @@
 """The rows of the papers' tables: what a config may list as ``rows``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,56 +16,84 @@ class Method:
 
     Attributes:
       title: what the tables call it.
-      recipe: makes the recipe from the config's ``zipit`` and, if the method is
-        balanced, a balance.
-      balanced: whether it has a balance to be chosen.
-      partial: whether the table also shows how it does when it stops earlier.
+      recipe: makes the recipe from its settings.
+      settings: their names: "alpha" and "beta" are the config's ``zipit``, a "balance"
+        is what activations count for without one, 0.
+      searched: settings that are chosen by their score on training images, one set of
+        names after the other, where the config's ``grid`` has several values.
       iterates: whether it matches perms in a random order, more than once.
+      sequential: whether moments are collected through what is merged already.
+      allots: what widths are allotted for, in runs of one network; 0: they are the
+        networks' own.
       refit: the target of the outputs if layers are solved anew: "" for none, "mean"
         of the networks' outputs, or what the "ensemble" answers.
     """
 
     title: str
     recipe: Callable[..., zipjax.Recipe]
-    balanced: bool = False
-    partial: bool = False
+    settings: tuple[str, ...] = ()
+    searched: tuple[tuple[str, ...], ...] = ()
     iterates: bool = False
+    sequential: bool = False
+    allots: float = 0.0
     refit: Literal["", "mean", "ensemble"] = ""
 
 
+_ZIPS = ("alpha", "beta")
+_ZIPIT = Method("ZipIt!", zipjax.zipit, _ZIPS)
+_MUDSC = Method(
+    "MuDSC-Zip",
+    zipjax.mudsc,
+    (*_ZIPS, "balance"),
+    searched=(("balance",),),
+    iterates=True,
+)
+
 METHODS = {
-    "average": Method("Average", lambda zips: zipjax.average()),
-    "git_rebasin": Method(
-        "Git Re-Basin", lambda zips: zipjax.git_rebasin(), iterates=True
-    ),
+    "average": Method("Average", zipjax.average),
+    "git_rebasin": Method("Git Re-Basin", zipjax.git_rebasin, iterates=True),
     "git_rebasin_correlation": Method(
         "Git Re-Basin (correlation)",
-        lambda zips: zipjax.git_rebasin(metric="correlation"),
+        functools.partial(zipjax.git_rebasin, metric="correlation"),
         iterates=True,
     ),
-    "permute": Method("Permute", lambda zips: zipjax.permute()),
+    "permute": Method("Permute", zipjax.permute),
     "mudsc_align": Method(
         "MuDSC-Align",
-        lambda zips, balance: zipjax.mudsc(balance, "align"),
-        balanced=True,
+        functools.partial(zipjax.mudsc, matching="align"),
+        ("balance",),
+        searched=(("balance",),),
         iterates=True,
     ),
-    "zipit": Method("ZipIt!", lambda zips: zipjax.zipit(**zips), partial=True),
-    "weight_zip": Method(
-        "W. Zip", lambda zips: zipjax.weight_zip(**zips), iterates=True
+    "zipit": _ZIPIT,
+    "weight_zip": Method("W. Zip", zipjax.weight_zip, _ZIPS, iterates=True),
+    "mudsc_zip": _MUDSC,
+    "zipit_searched": dataclasses.replace(
+        _ZIPIT, title="ZipIt! (searched)", searched=(_ZIPS,)
     ),
-    "mudsc_zip": Method(
-        "MuDSC-Zip",
-        lambda zips, balance: zipjax.mudsc(balance, "zip", **zips),
-        balanced=True,
-        iterates=True,
+    "mudsc_zip_searched": dataclasses.replace(
+        _MUDSC, title="MuDSC-Zip (searched)", searched=(_ZIPS, ("balance",))
     ),
-    "zipit_refit": Method(
-        "ZipIt! + refit", lambda zips: zipjax.zipit(**zips), partial=True, refit="mean"
+    "zipit_sequential": dataclasses.replace(
+        _ZIPIT, title="ZipIt!, sequential", sequential=True
     ),
-    "zipit_refit_ensemble": Method(
-        "ZipIt! + refit to the ensemble",
-        lambda zips: zipjax.zipit(**zips),
+    "zipit_allotted": dataclasses.replace(
+        _ZIPIT, title="ZipIt!, allotted widths", allots=1.0
+    ),
+    "zipit_refit": dataclasses.replace(_ZIPIT, title="ZipIt! + refit", refit="mean"),
+    "zipit_refit_ensemble": dataclasses.replace(
+        _ZIPIT, title="ZipIt! + refit to the ensemble", refit="ensemble"
+    ),
+    "zipit_allotted_refit": dataclasses.replace(
+        _ZIPIT,
+        title="ZipIt!, allotted widths + refit to the ensemble",
+        allots=1.0,
+        refit="ensemble",
+    ),
+    "zipit_wide_refit": dataclasses.replace(
+        _ZIPIT,
+        title="ZipIt!, allotted widths, 1.5x + refit to the ensemble",
+        allots=1.5,
         refit="ensemble",
     ),
 }
@@ -86,20 +115,44 @@ def chosen_methods(rows: Sequence[str]) -> list[Method]:
     return [METHODS[name] for name in rows]
 
 
-def one_of_a_kind(rows: Sequence[str]) -> tuple[str, ...]:
+def one_of_a_kind(rows: Sequence[str], partial: Sequence[str]) -> tuple[str, ...]:
     """Returns the first row of those that run through the same code.
+
+    Args:
+      rows: names of methods.
+      partial: those that also stop earlier.
 
     Raises:
       ValueError: if a row is unknown.
     """
     kinds: dict[tuple[Any, ...], str] = {}
     for name, method in zip(rows, chosen_methods(rows), strict=True):
-        kind = method.balanced, method.partial, method.iterates, method.refit
-        kinds.setdefault(kind, name)
+        searched, resized = len(method.searched), method.allots > 0
+        way = method.iterates, method.sequential, method.refit
+        kinds.setdefault((name in partial, searched, resized, *way), name)
     return tuple(kinds.values())
 
 
-def spread_cuts(spec: zipjax.PermutationSpec, most: int) -> list[zipjax.Cut]:
-    """Returns cuts from the deepest on, at most so many, evenly spread."""
-    places = np.linspace(len(spec.cuts) - 1, 0, min(most, len(spec.cuts)))
-    return [spec.cuts[place] for place in places.round().astype(int)]
+def chosen_cuts(
+    spec: zipjax.PermutationSpec, most: int, layers: Sequence[int]
+) -> list[zipjax.Cut]:
+    """Returns where partial zips stop, the deepest first.
+
+    Args:
+      spec: the permutation spec.
+      most: so many cuts at most, evenly spread.
+      layers: instead, if there are any: the numbers of zipped layers.
+
+    Raises:
+      ValueError: if no cut lies behind so many layers.
+    """
+    if not layers:
+        places = np.linspace(len(spec.cuts) - 1, 0, min(most, len(spec.cuts)))
+        return [spec.cuts[place] for place in places.round().astype(int)]
+    cuts = {cut.layers: cut for cut in spec.cuts}
+    if unknown := sorted(set(layers) - set(cuts)):
+        raise ValueError(
+            f"cut_layers {unknown}: no cut lies there. The cuts are behind "
+            f"{sorted(cuts)} layers"
+        )
+    return [cuts[number] for number in sorted(layers, reverse=True)]

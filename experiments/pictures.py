@@ -24,9 +24,14 @@ def depth(results: Sequence[Result], total_layers: int) -> Picture:
 
 def iterations(
     sweeps: Mapping[str, Sequence[zipjax.Sweep]],
-    searches: Mapping[str, Sequence[zipjax.Search]],
+    searches: Mapping[tuple[str, ...], Mapping[str, zipjax.Search]],
 ) -> list[Picture]:
-    """Draws how recipes iterated (once each) and how their balance was chosen."""
+    """Draws how recipes iterated (once each) and how their settings were chosen.
+
+    Args:
+      sweeps: the sweeps of every method by its title.
+      searches: by title and names of the settings, and by networks.
+    """
     drawn = []
     if sweeps:
         objective = Picture(
@@ -36,14 +41,17 @@ def iterations(
             "Line plot of the objective against the sweep",
         )
         drawn.append(objective)
-    if searches:
-        balance = Picture(
-            curves.search_curves(searches, "balance"),
-            "Choice of MuDSC's balance on training images: thin lines are seeds, thick "
-            "ones their means, rings what was chosen.",
-            "Line plot of training accuracy against the balance",
+    by_names: dict[tuple[str, ...], dict[str, list[zipjax.Search]]] = {}
+    for (title, *names), found in searches.items():
+        by_names.setdefault(tuple(names), {})[title] = list(found.values())
+    for names, found in by_names.items():
+        chosen = Picture(
+            curves.search_curves(found),
+            f"Choice of {' and '.join(names)} on training images: thin lines are "
+            "networks, thick ones their means, rings what was chosen.",
+            f"Line plot of training accuracy against {names[0]}",
         )
-        drawn.append(balance)
+        drawn.append(chosen)
     return drawn
 
 

@@ -1,6 +1,7 @@
 """zipjax: merge trained JAX networks into one multi-task model, without training."""
 
 from zipjax.activations import collect_moments, source_of
+from zipjax.allotting import allot_units
 from zipjax.assign import match
 from zipjax.batch_stats import reset_batch_stats
 from zipjax.checkpoints import load, save
@@ -59,6 +60,7 @@ __all__ = [
     "Sweep",
     "Trial",
     "activation_similarity",
+    "allot_units",
     "apply",
     "average",
     "collect_moments",

@@ -32,7 +32,7 @@ def test_a_search_is_drawn_for_every_seed_and_their_mean():
         )
         for pair in ((0.2, 0.4), (0.6, 0.5))
     ]
-    figure = curves.search_curves({"MuDSC-Zip": seeds}, "balance")
+    figure = curves.search_curves({"MuDSC-Zip": seeds})
     (axes,) = figure.axes
     one, two, mean, *rings = axes.get_lines()
     np.testing.assert_allclose([one.get_ydata(), two.get_ydata()], [[20, 40], [60, 50]])
@@ -41,9 +41,25 @@ def test_a_search_is_drawn_for_every_seed_and_their_mean():
     np.testing.assert_allclose(chosen, [(0.5, 40), (0.0, 60)])
 
 
+def test_a_search_of_two_settings_has_a_line_for_each_value_of_the_second():
+    points = [(a, b) for a in (0.1, 0.5) for b in (0.0, 1.0)]
+    scores = (0.2, 0.4, 0.6, 0.3)
+    trials = [
+        Trial({"alpha": a, "beta": b}, score)
+        for (a, b), score in zip(points, scores, strict=True)
+    ]
+    (axes,) = curves.search_curves({"ZipIt!": [Search(tuple(trials))]}).axes
+    assert axes.get_xlabel() == "alpha"
+    lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    np.testing.assert_allclose(lines["ZipIt!, beta = 0"], [20, 60])
+    np.testing.assert_allclose(lines["ZipIt!, beta = 1"], [40, 30])
+    rings = [x.get_xydata()[0] for x in axes.get_lines() if x.get_marker() == "o"]
+    np.testing.assert_allclose(rings, [(0.5, 60)])
+
+
 @pytest.mark.parametrize("sweeps", [{}, {"mudsc_zip": []}])
 def test_nothing_to_draw_is_refused(sweeps):
     with pytest.raises(ValueError, match="no sweeps"):
         curves.objective_curves(sweeps)
     with pytest.raises(ValueError, match="no searches"):
-        curves.search_curves({}, "balance")
+        curves.search_curves({})

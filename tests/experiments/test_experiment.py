@@ -10,7 +10,7 @@ from rich.console import Console
 import zipjax
 from experiments import cache, data, tasks
 from experiments.experiment import Experiment
-from experiments.methods import spread_cuts
+from experiments.methods import chosen_cuts
 from zipjax.models import mlp
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"
@@ -23,7 +23,7 @@ def small_config():
     config = module.get_config()
     config.seeds = (0, 1)
     config.rows = ("average", "permute", "zipit", "mudsc_zip")
-    config.balances = (0.0, 0.5)
+    config.grid.balance = (0.0, 0.5)
     config.network.hidden = (32, 32)
     config.train.epochs = 8
     return config
@@ -161,4 +161,11 @@ def test_the_experiment_uses_the_public_package_only():
 )
 def test_partial_zips_are_spread_over_the_depth(most, layers):
     spec = mlp.spec(mlp.MLP((8, 8, 8, 8), 3))
-    assert [cut.layers for cut in spread_cuts(spec, most)] == layers
+    assert [cut.layers for cut in chosen_cuts(spec, most, ())] == layers
+
+
+def test_partial_zips_stop_where_they_are_told():
+    spec = mlp.spec(mlp.MLP((8, 8, 8, 8), 3))
+    assert [cut.layers for cut in chosen_cuts(spec, 1, (2, 4))] == [4, 2]
+    with pytest.raises(ValueError, match=r"cut_layers \[7\].*\[1, 2, 3, 4\]"):
+        chosen_cuts(spec, 1, (7, 2))

@@ -9,7 +9,8 @@ import pytest
 from tests.models.canonical import canonical
 from tests.zoo.case import normal, random_params
 from zipjax.entries import Axis
-from zipjax.models import resnet, swin, vgg, vit
+from zipjax.models import mlp, resnet, swin, vgg, vit
+from zipjax.models._layers import conv
 from zipjax.spec import Perm, PermutationSpec
 
 
@@ -104,3 +105,15 @@ def test_canonical_specs_differ_by_all_but_names() -> None:
     assert canonical(declared("x")) == canonical(declared("y"))
     assert canonical(declared("x")) != canonical(declared("x", role="in"))
     assert canonical(declared("x")) != canonical(declared("x", size=5))
+
+
+def test_layers_are_as_wide_as_their_parameters() -> None:
+    x = normal(2, 5, 5, 3)
+    narrow, wide = (conv(width, 3, name="c") for width in (4, 7))
+    params = wide.init(jax.random.key(0), x)
+    expected = wide.apply(params, x)
+    np.testing.assert_array_equal(narrow.apply(params, x), expected)
+    narrow = mlp.MLP((4,), 2)
+    params = mlp.MLP((7,), 2).init(jax.random.key(0), x)
+    expected = mlp.MLP((7,), 2).apply(params, x)
+    np.testing.assert_array_equal(narrow.apply(params, x), expected)

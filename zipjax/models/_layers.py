@@ -1,6 +1,8 @@
 """Layers that several networks share, with PyTorch's paddings and epsilons."""
 
+import typing
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zipjax.types import AnyArray
+
+
+class _Resizable:
+    """Takes the parameters that it is given, of whatever width.
+
+    Flax refuses parameters of another shape than a layer would make. Merged units may
+    be more or fewer than a model's (``num_units``), in the same network.
+    """
+
+    def param(self: Any, name: str, init_fn: Callable[..., Any], *args: Any) -> Any:
+        """Returns a given parameter as it is, or makes a new one."""
+        if self.has_variable("params", name):
+            return self.get_variable("params", name)
+        return nn.Module.param(self, name, init_fn, *args)
+
+
+@typing.no_type_check
+class Conv(_Resizable, nn.Conv):
+    """A convolution as wide as its parameters."""
+
+
+@typing.no_type_check
+class Dense(_Resizable, nn.Dense):
+    """A linear layer as wide as its parameters."""
 
 
 def conv(
@@ -18,7 +44,7 @@ def conv(
     PyTorch's padding: "SAME" would pad strided convolutions on the other side.
     """
     side = (size // 2, size // 2)
-    return nn.Conv(
+    return Conv(
         features,
         kernel_size=(size, size),
         strides=(stride, stride),
@@ -81,7 +107,7 @@ class FeedForward(nn.Module):
         self, x: Float[AnyArray, "*batch features"]
     ) -> Float[Array, "*batch features"]:
         """Returns as many features as it was given."""
-        hidden = nn.gelu(nn.Dense(self.hidden, name="fc1")(x), approximate=False)
+        hidden = nn.gelu(Dense(self.hidden, name="fc1")(x), approximate=False)
         return nn.Dense(x.shape[-1], name="fc2")(hidden)
 
 

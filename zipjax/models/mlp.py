@@ -4,6 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from zipjax.entries import Axis, Entries
+from zipjax.models._layers import Dense
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.types import AnyArray
 
@@ -27,7 +28,7 @@ class MLP(nn.Module):
         del train
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, name=f"dense_{number}")(x))
+            x = nn.relu(Dense(width, name=f"dense_{number}")(x))
         return nn.Dense(self.outputs, name="head")(x)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from zipjax.entries import Fixed, Product
 from zipjax.models._declare import Declaration
-from zipjax.models._layers import conv, norm
+from zipjax.models._layers import Dense, conv, norm
 from zipjax.spec import PermutationSpec
 from zipjax.types import AnyArray
 
@@ -59,7 +59,7 @@ class VGG(nn.Module):
         x = adaptive_avg_pool(nn.max_pool(x, (2, 2), (2, 2)), self.pool)
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden, 1):
-            x = nn.relu(nn.Dense(width, name=f"fc{number}")(x))
+            x = nn.relu(Dense(width, name=f"fc{number}")(x))
         return nn.Dense(self.outputs, name="head")(x)
 
 
