@@ -31,6 +31,7 @@ from zipjax.recipes import (
 from zipjax.refitting import ensemble_target, refit
 from zipjax.repair import repair
 from zipjax.searching import Search, Trial, search
+from zipjax.sequential import match_sequential
 from zipjax.similarity import Similarity, activation_similarity, weight_similarity
 from zipjax.spec import Perm, PermutationSpec
 from zipjax.stats import Moments
@@ -76,6 +77,7 @@ __all__ = [
     "match_grouped_align",
     "match_grouped_zip",
     "match_identity",
+    "match_sequential",
     "match_zip",
     "merge",
     "merge_matrices",

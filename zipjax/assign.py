@@ -57,7 +57,7 @@ def match(
     all_leaves = check_shared(models, specs)
     spec, stop_at = specs[0], common_stop(specs, stop_at)
     stop = spec.stop(stop_at)
-    _check_widths(spec, recipe, stop)
+    check_num_units(spec, recipe, stop)
     similarity = recipe.similarity
     if similarity is None or similarity.balance == 1:
         moments = None
@@ -214,7 +214,12 @@ class _Matching:
         return sum(parts[1:], parts[0]) if parts else None
 
 
-def _check_widths(spec: PermutationSpec, recipe: Recipe, stop: Cut) -> None:
+def check_num_units(spec: PermutationSpec, recipe: Recipe, stop: Cut) -> None:
+    """Checks that a recipe's merged widths are of perms that are zipped.
+
+    Raises:
+      ValueError: naming the others, or perms whose units are groups.
+    """
     check_same_keys(
         "num_units names perms that are not zipped",
         set(recipe.num_units) & set(stop.perms),
