@@ -57,6 +57,10 @@ def default(title: str, model: str, **network: Any) -> Config:
     )
     config.balances = tuple(k / 10 for k in range(11))  # What MuDSC chooses among.
 
+    # Of the picture of losses on a plane: points a side (0: no picture), and how many
+    # test images losses, and calibration images batch statistics, are measured on.
+    config.plane = ml_collections.ConfigDict({"points": 15, "images": 450})
+
     config.tensorboard = False  # Training curves; needs the extra of that name.
     config.smoke = False  # As little of everything as shows that it runs.
     return config
@@ -71,6 +75,7 @@ def cifar100(title: str, model: str, **network: Any) -> Config:
         epochs=30, batch_size=250, learning_rate=5e-4, flip=True, crop=4
     )
     config.batch_size = 500
+    config.plane.points, config.plane.images = 9, 500
     return config
 
 
@@ -101,5 +106,6 @@ def shrunk(config: Config) -> Config:
     small.rows = one_of_a_kind(config.rows)
     small.train.epochs = small.finetune.epochs = 1
     small.cuts = 1
+    small.plane.points = min(config.plane.points, 2)
     small.balances = config.balances[:2]
     return small
