@@ -91,7 +91,9 @@ def loss_contours(landscape: Landscape) -> Figure:
     losses = np.maximum(landscape.losses, _LEAST_LOSS)
     top = max(losses.max(), 2 * losses.min())
     levels = np.geomspace(losses.min(), top, 15)
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    # Panels as high as equal scales make them, with room for titles and colours.
+    height = 1.3 + 0.9 * WIDTH / len(losses) * np.ptp(landscape.y) / np.ptp(landscape.x)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, len(losses), sharex=True, sharey=True, squeeze=False)[0]
     for number, (axes, task) in enumerate(zip(panels, losses, strict=True)):
         shades = axes.contourf(
@@ -106,6 +108,8 @@ def loss_contours(landscape: Landscape) -> Figure:
         axes.set(title=f"Loss of task {letter(number)}", aspect="equal")
     bar = figure.colorbar(shades, ax=panels, location="bottom", aspect=40)
     bar.set_label("cross-entropy")
+    bar.set_ticks(levels[::2], labels=[f"{level:.2g}" for level in levels[::2]])
+    bar.ax.minorticks_off()
     return figure
 
 

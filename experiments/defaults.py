@@ -59,7 +59,7 @@ def default(title: str, model: str, **network: Any) -> Config:
 
     # Of the picture of losses on a plane: points a side (0: no picture), and how many
     # test images losses, and calibration images batch statistics, are measured on.
-    config.plane = ml_collections.ConfigDict({"points": 15, "images": 450})
+    config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
 
     config.tensorboard = False  # Training curves; needs the extra of that name.
     config.smoke = False  # As little of everything as shows that it runs.
