@@ -25,6 +25,7 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
         epochs=20, batch_size=250, learning_rate=5e-4, flip=True, crop=4
     )
     config.batch_size = 250
+    config.plane.points, config.plane.images = 9, 250
     config.calibration_images = 5000
     config.search_images = 1000
     config.ddof, config.reset_parents = 1, True

@@ -66,6 +66,10 @@ def default(title: str, model: str, **network: Any) -> Config:
         }
     )
 
+    # Of the picture of losses on a plane: points a side (0: no picture), and how many
+    # test images losses, and calibration images batch statistics, are measured on.
+    config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
+
     config.tensorboard = False  # Training curves; needs the extra of that name.
     config.smoke = False  # As little of everything as shows that it runs.
     return config
@@ -80,6 +84,7 @@ def cifar100(title: str, model: str, **network: Any) -> Config:
         epochs=30, batch_size=250, learning_rate=5e-4, flip=True, crop=4
     )
     config.batch_size = 500
+    config.plane.points, config.plane.images = 9, 500
     return config
 
 
@@ -112,4 +117,5 @@ def shrunk(config: Config) -> Config:
     small.cuts = 1
     small.cut_layers = ()
     small.grid.update({name: values[:2] for name, values in config.grid.items()})
+    small.plane.points = min(config.plane.points, 2)
     return small

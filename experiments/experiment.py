@@ -19,6 +19,7 @@ from experiments.defaults import shrunk
 from experiments.methods import Method, chosen_cuts, chosen_methods
 from experiments.models import Networks, Trainer, pretrained
 from experiments.networks import build
+from experiments.plane import Landscape, Plane, corners, task_losses
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
 from experiments.tasks import Task
 from experiments.text_embeddings import load_class_embeddings
@@ -402,7 +403,31 @@ class Experiment:
             if perm not in groups and not perms[perm].groups
         }
         where = f"Of {setting.networks.name}."
-        return pictures.matches(alone, setting.moments, len(setting.models), where)
+        matched = pictures.matches(alone, setting.moments, len(setting.models), where)
+        landscape = self.landscape(setting, assignments)
+        return matched + ([pictures.plane(landscape, where)] if landscape else [])
+
+    def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
+        """Measures losses on the plane through two networks and their zip, if any."""
+        if not self.config.plane.points or len(setting.models) != 2:
+            return None
+        plane = Plane.through(
+            corners(setting.models, self.spec, setting.moments, zipped)
+        )
+        if plane is None:
+            return None
+        track = functools.partial(self.track, title="losses on a plane")
+        losses = functools.partial(self.losses, setting.networks)
+        return Landscape.of(plane, losses, self.config.plane.points, track)
+
+    def losses(self, networks: Networks, model: Variables) -> np.ndarray:
+        """Returns every task's loss, after batch statistics were measured anew."""
+        some = slice(self.config.plane.images)
+        model = self.calibrated(model, networks.calibration.take(some))
+        test, size = self.test.take(some), self.config.batch_size
+        forward = self.forward(model)
+        outputs = [np.asarray(forward(model, x)) for x, _ in test.batches(size)]
+        return task_losses(np.concatenate(outputs), test.labels, networks.tasks)
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""

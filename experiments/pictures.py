@@ -6,6 +6,7 @@ import numpy as np
 
 import zipjax
 from experiments import curves, plots
+from experiments.plane import Landscape
 from experiments.report import Picture
 from experiments.results import Result
 
@@ -101,3 +102,14 @@ def matches(
         for perm in shown
     ]
     return [kinds, matched, *matrices]
+
+
+def plane(landscape: Landscape, where: str) -> Picture:
+    """Draws the tasks' losses on the plane through A, B and their zip."""
+    return Picture(
+        curves.loss_contours(landscape),
+        "Loss of either task on the plane through model A, model B with its units in "
+        "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
+        f"space of parameters. {where}",
+        "Contours of the loss of task A and of task B on a plane of networks",
+    )

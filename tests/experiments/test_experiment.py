@@ -26,6 +26,7 @@ def small_config():
     config.grid.balance = (0.0, 0.5)
     config.network.hidden = (32, 32)
     config.train.epochs = 8
+    config.plane.points = 2
     return config
 
 

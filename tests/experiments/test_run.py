@@ -4,6 +4,7 @@ import sys
 FAST = [
     "--config.seeds=(0,)",
     "--config.train.epochs=1",
+    "--config.plane.points=0",
     "--config.network.hidden=(8,)",
 ]
 
