@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -112,18 +113,14 @@ def loss_contours(landscape: Landscape) -> Figure:
     height = 1.3 + 0.9 * WIDTH / len(losses) * np.ptp(landscape.y) / np.ptp(landscape.x)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, len(losses), sharex=True, sharey=True, squeeze=False)[0]
+    colours = {"norm": LogNorm(levels[0], levels[-1]), "cmap": "viridis_r"}
     for number, (axes, task) in enumerate(zip(panels, losses, strict=True)):
-        shades = axes.contourf(
-            landscape.x,
-            landscape.y,
-            task,
-            levels,
-            norm=LogNorm(levels[0], levels[-1]),
-            cmap="viridis_r",
-        )
+        axes.contourf(landscape.x, landscape.y, task, levels, **colours)
         _mark_corners(axes, landscape.corners)
         axes.set(title=f"Loss of task {letter(number)}", aspect="equal")
-    bar = figure.colorbar(shades, ax=panels, location="bottom", aspect=40)
+    bar = figure.colorbar(
+        ScalarMappable(**colours), ax=panels, location="bottom", aspect=40
+    )
     bar.set_label("cross-entropy")
     bar.set_ticks(levels[::2], labels=[f"{level:.2g}" for level in levels[::2]])
     bar.ax.minorticks_off()

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,19 +12,17 @@ from rich.console import Console
 from rich.progress import track
 
 import zipjax
-from experiments import cache, data, pictures, report, tasks
-from experiments.data import Split
+from experiments import cache, data, pictures, report
 from experiments.defaults import shrunk
+from experiments.merges import Merger, Setting
 from experiments.methods import Method, chosen_cuts, chosen_methods
 from experiments.models import Networks, Trainer, pretrained
 from experiments.networks import build
 from experiments.plane import Landscape, Plane, corners, task_losses
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
-from experiments.tasks import Task
+from experiments.runner import Model, Runner
 from experiments.text_embeddings import load_class_embeddings
 from experiments.train import Config, Variables
-
-Model: TypeAlias = Variables | zipjax.Merged
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
@@ -40,7 +37,7 @@ _NOTES = {
 }
 _CALIBRATION = (
     "Accuracies are on test images; moments and batch statistics come from training "
-    "images, without labels; with labels, these choose the balance of MuDSC."
+    "images, without labels; with labels, these choose the settings that are searched."
 )
 
 
@@ -58,21 +55,6 @@ class Row(NamedTuple):
     layers: int | None
     make: Callable[[jax.Array], Model]
     iterates: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What all methods share: networks, and their units' moments.
-
-    Attributes:
-      networks: the networks as they were trained.
-      models: what is merged: they, with the batch statistics that the config wants.
-      moments: of the models.
-    """
-
-    networks: Networks
-    models: list[Variables]
-    moments: dict[str, zipjax.Moments]
 
 
 class Experiment:
@@ -97,12 +79,11 @@ class Experiment:
         self.network, self.spec = build(
             config.model, config.network.to_dict(), self.embeddings.shape[1]
         )
-        self.apply_fn = self.network.apply
+        self.runner = Runner(self.network.apply, config.batch_size, config.ddof)
+        self.merger = Merger(self.runner, self.spec, config)
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
-        self.searches: dict[tuple[str, ...], dict[str, zipjax.Search]] = {}
-        self.sweeps: dict[str, list[zipjax.Sweep]] = {}
 
     def run(self) -> list[Result]:
         """Runs every row and writes the report."""
@@ -118,7 +99,7 @@ class Experiment:
             results,
             [
                 pictures.depth(results, self.spec.layers),
-                *pictures.iterations(self.sweeps, self.searches),
+                *pictures.iterations(self.merger.sweeps, self.merger.searches),
                 *matched,
             ],
             str(self.config),
@@ -126,6 +107,7 @@ class Experiment:
             title=f"{self.config.title}, {_TITLES[self.config.init]}",
             notes=[_NOTES[self.config.init], _NOTES[self.config.tasks], _CALIBRATION],
         )
+        report.write_seconds(self.merger.seconds, self.workdir)
         report.print_table(results, self.console)
         self.console.print(f"Report: {path}")
         return results
@@ -152,7 +134,7 @@ class Experiment:
         """Resets the networks if that is wanted and collects their moments."""
         models, images = networks.models, networks.calibration
         if self.config.reset_parents:
-            models = [self.calibrated(model, images) for model in models]
+            models = [self.runner.calibrated(model, images) for model in models]
         return Setting(networks, models, self.moments(networks, models))
 
     def moments(
@@ -163,12 +145,12 @@ class Experiment:
         size, images = self.config.batch_size, networks.calibration
 
         def make() -> dict[str, Any]:
-            moments = zipjax.collect_moments(
-                self.apply_fn,
-                models,
-                self.spec,
-                self.track(list(images.batches(size)), title),
-                inputs=lambda batch: batch[0],
+            batches = self.track(list(self.runner.batches(images)), title)
+            moments = self.merger.timed(
+                ("moments", ""),
+                lambda: zipjax.collect_moments(
+                    self.runner.apply_fn, models, self.spec, batches
+                ),
             )
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
@@ -206,7 +188,7 @@ class Experiment:
         if method in self.partial:
             layers = total if stop is None else stop.layers
             name = f"{name} {layers}/{total}"
-        make = functools.partial(self.merged, setting, method, stop)
+        make = functools.partial(self.merger.merged, setting, method, stop)
         return Row(name, layers, make, method.iterates)
 
     def separate(self, models: list[Variables], which: str) -> Iterator[Row]:
@@ -215,143 +197,6 @@ class Experiment:
             yield Row(f"Model {letter(number)}{which}", None, lambda _, m=model: m)
         ensemble = zipjax.merge(models, self.spec, zipjax.average(), stop_at=0)
         yield Row(f"{ENSEMBLE}{which}", 0, lambda _: ensemble)
-
-    def settings(
-        self,
-        setting: Setting,
-        method: Method,
-        stop: zipjax.Cut | None,
-        key: jax.Array,
-    ) -> dict[str, Any]:
-        """Returns the settings of a method's recipe: of the config, or searched."""
-        config = self.config
-        given = {"balance": 0.0, **config.zipit}
-        for names in method.searched:
-            grid = {name: config.grid[name] for name in names}
-            given |= self.search(setting, method, given, grid, key)
-        if stop is not None and ("alpha" not in itertools.chain(*method.searched)):
-            given |= config.partial_zipit
-        return {name: given[name] for name in method.settings}
-
-    def search(
-        self,
-        setting: Setting,
-        method: Method,
-        given: Mapping[str, Any],
-        grid: dict[str, Sequence[Any]],
-        key: jax.Array,
-    ) -> dict[str, Any]:
-        """Returns what does best of a grid on training images, found once a network."""
-        if all(len(values) == 1 for values in grid.values()):
-            return {name: value for name, (value,) in grid.items()}
-        images = setting.networks.calibration.take(slice(self.config.search_images))
-
-        def score(model: zipjax.Merged) -> float:
-            whole = _plain(self.calibrated(model, images))
-            return self.evaluate(whole, images, setting.networks.tasks).average
-
-        def recipe(**settings: Any) -> zipjax.Recipe:
-            every = {**given, **settings}
-            return method.recipe(**{name: every[name] for name in method.settings})
-
-        found = self.searches.setdefault((method.title, *grid), {})
-        if setting.networks.name not in found:
-            found[setting.networks.name] = zipjax.search(
-                setting.models,
-                self.spec,
-                recipe,
-                grid,
-                score,
-                moments=setting.moments,
-                key=key,
-            )
-        return found[setting.networks.name].best.settings
-
-    def merged(
-        self,
-        setting: Setting,
-        method: Method,
-        stop: zipjax.Cut | None,
-        key: jax.Array,
-    ) -> Model:
-        """Merges, measures the batch statistics anew, and refits if that is wanted."""
-        settings = self.settings(setting, method, stop, key)
-        number = None if stop is None else stop.number
-        assignments = self.matched(setting, method, settings, number, key)
-        model = zipjax.merge_units(
-            setting.models, self.spec, assignments, stop_at=number
-        )
-        model = self.calibrated(model, setting.networks.calibration)
-        if method.refit:
-            model = self.refitted(setting, model, assignments, method.refit)
-        return _plain(model)
-
-    def matched(
-        self,
-        setting: Setting,
-        method: Method,
-        settings: Mapping[str, Any],
-        stop_at: int | None,
-        key: jax.Array,
-    ) -> dict[str, Any]:
-        """Matches the networks' units."""
-        models, moments = setting.models, setting.moments
-        recipe = method.recipe(**settings)
-        if method.allots:
-            image, _ = next(self.test.batches(1))
-            widths = zipjax.allot_units(
-                self.apply_fn,
-                models,
-                self.spec,
-                recipe,
-                image,
-                moments=moments,
-                cost=method.allots,
-                stop_at=stop_at,
-            )
-            recipe = dataclasses.replace(recipe, num_units=widths)
-        sweeps: list[zipjax.Sweep] = []
-        assignments = zipjax.match(
-            models,
-            self.spec,
-            recipe,
-            moments=moments,
-            stop_at=stop_at,
-            key=key,
-            report=sweeps.append,
-        )
-        if sweeps:
-            self.sweeps.setdefault(method.title, sweeps)
-        return assignments
-
-    def refitted(
-        self,
-        setting: Setting,
-        model: zipjax.Merged,
-        assignments: dict[str, Any],
-        target: str,
-    ) -> zipjax.Merged:
-        """Solves a merged model's layers anew."""
-        networks = setting.networks
-        images = networks.calibration.take(slice(self.config.refit_images))
-        outputs = None
-        if target == "ensemble":
-            outputs = zipjax.ensemble_target(*tasks.by_label(networks.tasks))
-        return zipjax.refit(
-            self.apply_fn,
-            setting.models,
-            model,
-            assignments,
-            (x for x, _ in images.batches(self.config.batch_size)),
-            outputs=outputs,
-        )
-
-    def calibrated(self, model: Any, images: Split) -> Any:
-        """Measures the batch statistics of a model anew."""
-        batches = (x for x, _ in images.batches(self.config.batch_size))
-        return zipjax.reset_batch_stats(
-            self.apply_fn, model, batches, ddof=self.config.ddof
-        )
 
     def results(self, setting: Setting, row: Row) -> list[Result]:
         """Returns a row's result for every seed: the same one if nothing iterates."""
@@ -365,28 +210,19 @@ class Experiment:
         """Evaluates a row's model."""
         networks = setting.networks
         model = row.make(networks.keys[seed])
-        # Counting compiles the network; models of one structure cost the same.
-        leaves, structure = jax.tree_util.tree_flatten(model)
-        structure = structure, *(np.shape(leaf) for leaf in leaves)
-        if structure not in self.flops:
-            image, _ = next(self.test.batches(1))
-            self.flops[structure] = zipjax.flops(self.forward(model), model, image)
-        scores = self.evaluate(model, self.test, networks.tasks)
-        flops = self.flops[structure]
+        scores = self.runner.evaluate(model, self.test, networks.tasks)
+        flops = self.count_flops(model)
         return Result(row.name, seed, flops, scores.joint, scores.tasks, row.layers)
 
-    def evaluate(
-        self, model: Model, split: Split, chosen: list[Task]
-    ) -> zipjax.Evaluation:
-        """Evaluates a model on the examples of all tasks."""
-        forward = functools.partial(self.forward(model), model)
-        return tasks.evaluate(forward, split, chosen, self.config.batch_size)
-
-    def forward(self, model: Model) -> Callable[..., Any]:
-        """Returns what maps a model and images to the output, or one a head."""
-        if isinstance(model, zipjax.Merged):
-            return functools.partial(zipjax.apply, self.apply_fn)
-        return jax.jit(self.apply_fn)
+    def count_flops(self, model: Model) -> float:
+        """Returns the operations for one image, counted once for models alike."""
+        leaves, structure = jax.tree_util.tree_flatten(model)
+        alike = structure, *(np.shape(leaf) for leaf in leaves)
+        if alike not in self.flops:  # Counting compiles the network.
+            image, _ = next(self.test.batches(1))
+            forward = self.runner.forward(model)
+            self.flops[alike] = zipjax.flops(forward, model, image)
+        return self.flops[alike]
 
     def unit_pictures(self, setting: Setting) -> list[report.Picture]:
         """Draws how the units of one seed were matched by ZipIt!."""
@@ -423,10 +259,9 @@ class Experiment:
     def losses(self, networks: Networks, model: Variables) -> np.ndarray:
         """Returns every task's loss, after batch statistics were measured anew."""
         some = slice(self.config.plane.images)
-        model = self.calibrated(model, networks.calibration.take(some))
-        test, size = self.test.take(some), self.config.batch_size
-        forward = self.forward(model)
-        outputs = [np.asarray(forward(model, x)) for x, _ in test.batches(size)]
+        model = self.runner.calibrated(model, networks.calibration.take(some))
+        test, forward = self.test.take(some), self.runner.forward(model)
+        outputs = [np.asarray(forward(model, x)) for x in self.runner.batches(test)]
         return task_losses(np.concatenate(outputs), test.labels, networks.tasks)
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
@@ -436,11 +271,6 @@ class Experiment:
     def say(self, message: str) -> None:
         """Prints a message."""
         self.console.print(message, style="dim")
-
-
-def _plain(model: zipjax.Merged) -> Model:
-    """Returns one network as any other, so that running it is compiled once."""
-    return model if model.heads else model.params()
 
 
 def _fields(moments: zipjax.Moments) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import dataclasses
 import importlib.metadata
 import io
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jinja2
@@ -142,6 +143,24 @@ def write_report(
     return folder / "report.html"
 
 
+def write_seconds(
+    seconds: Mapping[tuple[str, str], float], workdir: str | Path
+) -> None:
+    """Writes how long steps took into ``seconds.csv``.
+
+    Args:
+      seconds: by step and method, with compilation.
+      workdir: the folder, which exists.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    rows = [(*name, f"{value:.2f}") for name, value in seconds.items()]
+    write_whole(
+        Path(workdir) / "seconds.csv", _lines(("step", "method", "seconds"), rows)
+    )
+
+
 def print_table(results: Sequence[Result], console: Console) -> None:
     """Prints the table of the report to a terminal.
 
@@ -257,13 +276,21 @@ def _caption(seeds: Sequence[int]) -> str:
 
 def _csv(results: Sequence[Result]) -> str:
     tasks = [f"task_{letter(i).lower()}" for i in range(len(results[0].tasks))]
+    columns = ["method", "seed", "layers", "flops", "joint", *tasks, "average"]
+    return _lines(
+        columns,
+        (
+            (r.method, r.seed, r.layers, r.flops, r.joint, *r.tasks, r.average)
+            for r in results
+        ),
+    )
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seed", "layers", "flops", "joint", *tasks, "average"])
-    for r in results:
-        writer.writerow(
-            [r.method, r.seed, r.layers, r.flops, r.joint, *r.tasks, r.average]
-        )
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()
 
 
