@@ -1,23 +1,14 @@
-"""Pictures of what iterates, of what is searched, and of losses on a plane."""
+"""Pictures of what iterates and of what is searched."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 import zipjax
-from experiments.plane import Landscape
 from experiments.plots import COLOURS, WIDTH
-from experiments.results import letter
-
-_CORNERS = ("A", "B, permuted", "ZipIt!")
-_LEAST_LOSS = 1e-3  # Lower ones are all drawn as this.
 
 
 def objective_curves(sweeps: Mapping[str, Sequence[zipjax.Sweep]]) -> Figure:
@@ -95,50 +86,3 @@ def _lines(search: zipjax.Search, name: str) -> dict[tuple[str, ...], list[int]]
         others = [f"{k} = {v:g}" for k, v in trial.settings.items() if k != name]
         lines.setdefault(tuple(others), []).append(number)
     return lines
-
-
-def loss_contours(landscape: Landscape) -> Figure:
-    """Draws every task's loss on a plane through two networks and their zip.
-
-    Args:
-      landscape: the losses.
-
-    Returns:
-      The figure, one panel a task; all have the same colours, in steps of one factor.
-    """
-    losses = np.maximum(landscape.losses, _LEAST_LOSS)
-    top = max(losses.max(), 2 * losses.min())
-    levels = np.geomspace(losses.min(), top, 15)
-    # Panels as high as equal scales make them, with room for titles and colours.
-    height = 1.3 + 0.9 * WIDTH / len(losses) * np.ptp(landscape.y) / np.ptp(landscape.x)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(1, len(losses), sharex=True, sharey=True, squeeze=False)[0]
-    colours = {"norm": LogNorm(levels[0], levels[-1]), "cmap": "viridis_r"}
-    for number, (axes, task) in enumerate(zip(panels, losses, strict=True)):
-        axes.contourf(landscape.x, landscape.y, task, levels, **colours)
-        _mark_corners(axes, landscape.corners)
-        axes.set(title=f"Loss of task {letter(number)}", aspect="equal")
-    bar = figure.colorbar(
-        ScalarMappable(**colours), ax=panels, location="bottom", aspect=40
-    )
-    bar.set_label("cross-entropy")
-    bar.set_ticks(levels[::2], labels=[f"{level:.2g}" for level in levels[::2]])
-    bar.ax.minorticks_off()
-    return figure
-
-
-def _mark_corners(axes: Axes, corners: np.ndarray) -> None:
-    """Marks and names model A, permuted model B and their zip."""
-    outline = [withStroke(linewidth=2.5, foreground="white")]
-    axes.plot(*corners[[0, 1]].T, color="black", ls="--", lw=1)
-    for name, place, drop in zip(_CORNERS, corners, (-9, -9, 9), strict=True):
-        axes.plot(*place, "o", color="black", mec="white", ms=6)
-        axes.annotate(
-            name,
-            place,
-            (0, drop),
-            textcoords="offset points",
-            ha="center",
-            va="top" if drop < 0 else "bottom",
-            path_effects=outline,
-        )

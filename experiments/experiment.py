@@ -18,7 +18,7 @@ from experiments.merges import Merger, Setting
 from experiments.methods import Method, chosen_cuts, chosen_methods
 from experiments.models import Networks, Trainer, pretrained
 from experiments.networks import build
-from experiments.plane import Landscape, Plane, corners, task_losses
+from experiments.plane import Landscape, corners, task_losses
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
 from experiments.runner import Model, Runner
 from experiments.text_embeddings import load_class_embeddings
@@ -245,16 +245,14 @@ class Experiment:
 
     def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
         """Measures losses on the plane through two networks and their zip, if any."""
-        if not self.config.plane.points or len(setting.models) != 2:
+        points = self.config.plane.points
+        if not points or len(setting.models) != 2:
             return None
-        plane = Plane.through(
-            corners(setting.models, self.spec, setting.moments, zipped)
-        )
-        if plane is None:
-            return None
-        track = functools.partial(self.track, title="losses on a plane")
+        through = corners(setting.models, self.spec, setting.moments, zipped)
         losses = functools.partial(self.losses, setting.networks)
-        return Landscape.of(plane, losses, self.config.plane.points, track)
+        title = f"{setting.networks.name}: losses on a plane"
+        track = functools.partial(self.track, title=title)
+        return Landscape.of(through, losses, points, track)
 
     def losses(self, networks: Networks, model: Variables) -> np.ndarray:
         """Returns every task's loss, after batch statistics were measured anew."""

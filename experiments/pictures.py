@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import zipjax
-from experiments import curves, plots
+from experiments import contours, curves, plots
 from experiments.plane import Landscape
 from experiments.report import Picture
 from experiments.results import Result
@@ -107,7 +107,7 @@ def matches(
 def plane(landscape: Landscape, where: str) -> Picture:
     """Draws the tasks' losses on the plane through A, B and their zip."""
     return Picture(
-        curves.loss_contours(landscape),
+        contours.loss_contours(landscape),
         "Loss of either task on the plane through model A, model B with its units in "
         "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
         f"space of parameters. {where}",

@@ -87,19 +87,26 @@ class Landscape:
     @classmethod
     def of(
         cls,
-        plane: Plane,
+        corners: Sequence[Variables],
         losses: Callable[[Variables], np.ndarray],
         points: int,
         track: Callable[[Iterable], Iterable] = iter,
-    ) -> "Landscape":
-        """Evaluates every point of a grid.
+    ) -> "Landscape | None":
+        """Measures losses on the plane through A, B and the zip.
 
         Args:
-          plane: the plane.
+          corners: these networks.
           losses: returns the losses ``[tasks]`` of a network.
           points: of the grid, a side.
           track: wraps the points in a progress bar.
+
+        Returns:
+          The losses; None if the networks lie on a line, as they do when a zip does no
+          more than permute.
         """
+        plane = Plane.through(corners)
+        if plane is None:
+            return None
         x, y = plane.grid(points)
         places = [(column, row) for row in y for column in x]
         found = np.array([losses(plane.at(*place)) for place in track(places)])

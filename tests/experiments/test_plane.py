@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import zipjax
-from experiments import curves, plane
+from experiments import contours, plane
 from experiments.plane import Landscape, Plane
 from experiments.tasks import Task
 from tests.networks import randomise
@@ -134,6 +134,7 @@ def test_three_networks_on_a_line_span_no_plane(setting):
     middle = jax.tree_util.tree_map(lambda x, y: (np.asarray(x) + y) / 2, a, b)
     assert Plane.through([a, b, middle]) is None
     assert Plane.through([a, a, a]) is None
+    assert Landscape.of([a, b, middle], params, 3) is None
 
 
 def test_a_permuted_copy_lies_on_its_original(key):
@@ -194,7 +195,7 @@ def test_a_landscape_has_the_losses_of_the_networks_at_its_points(setting):
         shift = params(model) - origin
         return np.array([shift @ laid.axes[0], shift @ laid.axes[1], 1.0])
 
-    found = Landscape.of(laid, losses, 3)
+    found = Landscape.of(corners, losses, 3)
     assert found.losses.shape == (3, 3, 3)
     np.testing.assert_allclose(found.losses[0, 1], found.x, atol=1e-4)
     np.testing.assert_allclose(found.losses[1, :, 1], found.y, atol=1e-4)
@@ -205,11 +206,15 @@ def test_every_task_has_a_panel_with_all_corners(losses):
     places = np.array([[0, 0], [4, 0], [2, 1.0]])
     losses = np.stack([np.array(losses), np.array(losses).T])
     drawn = Landscape(np.array([-1, 5.0]), np.array([-1, 2.0]), losses, places)
-    figure = curves.loss_contours(drawn)
+    figure = contours.loss_contours(drawn)
     figure.draw_without_rendering()
     a, b, bar = figure.axes
     assert [a.get_title(), b.get_title()] == ["Loss of task A", "Loss of task B"]
     for panel in (a, b):
-        assert [text.get_text() for text in panel.texts] == list(curves._CORNERS)
+        assert [text.get_text() for text in panel.texts] == [
+            "A",
+            "B, permuted",
+            "ZipIt!",
+        ]
         np.testing.assert_array_equal([text.xy for text in panel.texts], places)
     assert "cross-entropy" in bar.get_xlabel()
