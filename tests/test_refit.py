@@ -323,13 +323,16 @@ def merged_qkv(values, assignments):
     return out.reshape(len(out), -1)
 
 
+@jax.jit
+def recorded(params):
+    return VIT.apply(params, VIT_IMAGES, capture_intermediates=True)[1]
+
+
 def attention_values(params):
     """What the fused layer reads and returns, as Flax records it."""
-    seen = VIT.apply(params, VIT_IMAGES, capture_intermediates=True)[1]
-    block = seen["intermediates"]["blocks_0"]
-    read, returned = block["norm1"], block["attn"]["qkv"]
-    return [np.float64(v["__call__"][0]).reshape(-1, n) for v, n in
-            ((read, 6), (returned, 18))]  # fmt: skip
+    seen = path_leaves(recorded(params)["intermediates"]["blocks_0"])
+    values = (seen[f"{layer}/__call__/0"] for layer in ("norm1", "attn/qkv"))
+    return [np.float64(value).reshape(-1, value.shape[-1]) for value in values]
 
 
 def test_queries_keys_and_values_of_one_kernel():

@@ -116,11 +116,11 @@ def _read(
 ) -> _Batch:
     """Reads what a layer is solved from, of one batch, to the host."""
     layer = merged.layers(batch)[kernel]
-    rest = () if layer.rest is None else (layer.rest,)
-    x, *added = merged.read(batch, (layer.inputs, *rest))
+    wanted = [layer.inputs] + ([] if layer.rest is None else [layer.rest])
+    x, *added = merged.read(batch, tuple(wanted))
     totals = [m.read(batch, (m.layers(batch)[kernel].total,))[0] for m in models]
-    outputs = jax.device_get(_targets(layer, target, totals, *added))
-    return _Batch(jax.device_get(x), *outputs, layer)
+    targets, rest = jax.device_get(_targets(layer, target, totals, *added))
+    return _Batch(jax.device_get(x), targets, rest, layer)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

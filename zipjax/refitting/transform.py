@@ -62,8 +62,8 @@ def refit(
     keep their values, and the solution is written into the kernel and the last bias. So
     ``reset_batch_stats`` must come before, never after.
 
-    Kernels that produce several axes, such as queries, keys and values in heads, get the
-    values that they return merged as their bias would be, ``zipjax.weights.merge_leaf``.
+    Where a kernel produces more than units, such as queries, keys and values in heads,
+    M h is h merged as the layer's bias would be.
 
     The batches are read once. The values that are alive between two layers are kept for
     all of them in the host's memory; JAX's default device sees one batch at a time, and
