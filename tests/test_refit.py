@@ -19,6 +19,7 @@ from tests.networks import (
     relative_error,
     variables,
 )
+from zipjax.models import vit
 from zipjax.program import trace
 from zipjax.refitting.layers import find_layers
 from zipjax.refitting.rows import input_rows, kernel_matrix, matrix_kernel, output_rows
@@ -284,3 +285,71 @@ def test_the_ensemble_needs_a_task_a_model():
     target = zipjax.ensemble_target(np.eye(3), [[0], [1, 2]])
     with pytest.raises(ValueError, match="one task a model"):
         target([jnp.ones((1, 3))])
+
+
+VIT = vit.ViT(3, width=6, depth=1, heads=2, patch=4, hidden=5, class_token=False)
+VIT_IMAGES = images(30, (8, 8, 1))
+
+
+def pairs_within_and_across():
+    """Assignments of two ViTs; heads are matched as a whole, the second's swapped."""
+    rng = np.random.default_rng(0)
+    sizes = {name: perm.size for name, perm in vit.spec(VIT).perms.items()}
+    nested = [name for name in sizes if name.endswith(("/qk", "/vo"))]
+    draw = {
+        name: rng.permutation(np.tile(np.arange(n), 2)) for name, n in sizes.items()
+    }
+    draw |= {k: np.array([[0, 0, 0, 1, 2, 2], [2, 1, 0, 0, 2, 1]]) for k in nested}
+    return draw | {"blocks_0/attn/heads": np.array([0, 1, 1, 0])}
+
+
+def merged_qkv(values, assignments):
+    """The models' queries, keys and values, averaged head by head as they match.
+
+    Keys are added where queries are averaged: their products are what counts.
+    """
+    both = np.stack([np.float64(v).reshape(-1, 3, 2, 3) for v in values])
+    out = np.zeros(both.shape[1:])
+    for part, name in enumerate(("qk", "qk", "vo")):
+        for head, row in enumerate(assignments[f"blocks_0/attn/{name}"]):
+            for unit in range(3):
+                members = [
+                    both[model, :, part, head if model == 0 else 1 - head, j]
+                    for model, j in np.argwhere(row.reshape(2, 3) == unit)
+                ]
+                total = np.sum(members, axis=0)
+                share = 1 / 2 if part == 1 else 1 / len(members)
+                out[:, part, head, unit] = total * share
+    return out.reshape(len(out), -1)
+
+
+@jax.jit
+def recorded(params):
+    return VIT.apply(params, VIT_IMAGES, capture_intermediates=True)[1]
+
+
+def attention_values(params):
+    """What the fused layer reads and returns, as Flax records it."""
+    seen = path_leaves(recorded(params)["intermediates"]["blocks_0"])
+    values = (seen[f"{layer}/__call__/0"] for layer in ("norm1", "attn/qkv"))
+    return [np.float64(value).reshape(-1, value.shape[-1]) for value in values]
+
+
+def test_queries_keys_and_values_of_one_kernel():
+    models = [variables(VIT, (8, 8, 1), seed) for seed in (1, 2)]
+    assignments = pairs_within_and_across()
+    merged = zipjax.merge_units(models, vit.spec(VIT), assignments)
+    refit = zipjax.refit(VIT.apply, models, merged, assignments, [VIT_IMAGES])
+    targets = [attention_values(model)[1] for model in models]
+    before, after = (
+        network.params()["params"]["blocks_0"]["attn"]["qkv"]
+        for network in (merged, refit)
+    )
+    kernel, bias = least_squares(
+        attention_values(refit.params())[0],
+        merged_qkv(targets, assignments),
+        np.float64(before["kernel"]),
+        1e-3,
+    )
+    assert relative_error(after["kernel"], kernel) < 1e-3
+    assert relative_error(after["bias"], bias) < 1e-3

@@ -23,7 +23,7 @@ class Network:
     def __init__(
         self, apply_fn: ApplyFn, model: PyTree, data: Sequence[tuple[Any, ...]]
     ) -> None:
-        self.data = [jax.tree_util.tree_leaves(arrays) for arrays in data]
+        self.data = [jax.device_get(jax.tree_util.tree_leaves(x)) for x in data]
         self.kinds = [
             tuple((np.shape(x), jnp.result_type(x).name) for x in flat)
             for flat in self.data
@@ -51,7 +51,8 @@ class Network:
 class Pass:
     """A model's values on all batches, at one place of its program.
 
-    Only what is read at this place or later is kept.
+    Only what is read at this place or later is kept, on the host: JAX's device sees one
+    batch at a time.
 
     Attributes:
       leaves: the model's parameters by path; those of later layers may be replaced.
@@ -70,9 +71,9 @@ class Pass:
         """Returns the layers by kernel, in program order, as a batch sees them."""
         return self._network.layers[self._network.kinds[batch]]
 
-    def returns(self, layer: Layer) -> bool:
+    def returns(self, kernel: str) -> bool:
         """Returns whether a layer's value is all that the network returns."""
-        return self._program.outputs == (layer.total,)
+        return self._program.outputs == (self.layers()[kernel].total,)
 
     def advance(self, kernel: str) -> None:
         """Runs all batches up to a layer, with the parameters as they are now."""
@@ -81,12 +82,15 @@ class Pass:
             for kind, program in self._network.programs.items()
         }
         for batch, kind in enumerate(self._network.kinds):
-            self._values[batch] = self.read(batch, wanted[kind])
+            self._values[batch] = jax.device_get(self.read(batch, wanted[kind]))
         self._known = wanted
 
     def read(self, batch: int, wanted: tuple[ValueId, ...]) -> Values:
         """Computes values of a batch from those that are kept."""
         kind = self._network.kinds[batch]
+        known = dict(zip(self._known[kind], self._values[batch], strict=True))
+        if known.keys() >= set(wanted):
+            return [known[value] for value in wanted]
         step = self._network.step(kind, self._known[kind], wanted)
         return step(self.leaves, self._values[batch])
 

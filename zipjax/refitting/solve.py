@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,26 @@ Matrix = Float[np.ndarray, "inputs units"]
 Vector = Float[np.ndarray, "units"]
 
 
-class _Rows(NamedTuple):
-    """A batch's samples: inputs, targets and what is added behind the layer."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """What a layer is solved from, of one batch.
 
-    inputs: Float[Array, "samples inputs"]
-    targets: Float[Array, "samples units"]
-    rest: Float[Array, "samples units"]
+    Attributes:
+      inputs: what the kernel is multiplied by; its rows, for a convolution many times
+        as large, are made where they are needed.
+      targets: what the layer shall return, ``[samples, units]``.
+      rest: what is added behind the layer, likewise; None for nothing.
+      layer: the layer, as this batch sees it.
+    """
+
+    inputs: Any
+    targets: Any
+    rest: Any
+    layer: Layer = dataclasses.field(metadata={"static": True})
+
+    def rows(self) -> Float[Array, "samples inputs"]:
+        return _wide(input_rows(self.layer, jnp.asarray(self.inputs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +81,6 @@ def solve_layer(
     *,
     ridge: float,
     sweeps: int,
-    samples: int,
 ) -> None:
     """Replaces a layer's kernel and bias in ``merged.leaves``.
 
@@ -80,7 +93,6 @@ def solve_layer(
       target: maps the models' rows to the layer's target.
       ridge: see :func:`zipjax.refit`.
       sweeps: see :func:`zipjax.refit`.
-      samples: see :func:`zipjax.refit`.
     """
     layer = merged.layers()[kernel]
     for network in (merged, *models):
@@ -88,50 +100,39 @@ def solve_layer(
     affine = measure_affine(merged, layer)
     if affine is None:
         return
-    rows = _read_rows(merged, models, kernel, target, samples)
+    batches = [_read(merged, models, kernel, target, k) for k in range(len(merged))]
     before = kernel_matrix(layer, merged.leaves[kernel]) * affine.slope
-    equations = _equations(rows, centred=affine.step is not None, affine=affine)
+    equations = _equations(batches, centred=affine.step is not None, affine=affine)
     factor = _factor(equations, ridge)
     weights, bias = _solution(equations, factor, before, affine)
     for _ in range(sweeps if layer.relu else 0):
-        opened = _open_targets(rows, equations, weights, bias, affine)
+        opened = _open_targets(batches, equations, weights, bias, affine)
         weights, bias = _solution(opened, factor, before, affine)
     _write(merged, layer, affine, weights, bias)
 
 
-def _read_rows(
-    merged: Pass, models: Sequence[Pass], kernel: str, target: Target, samples: int
-) -> list[_Rows]:
-    """Reads at most ``samples`` rows of a layer, spread evenly over the batches."""
-    count = -(-samples // len(merged))
-    found = []
-    for batch in range(len(merged)):
-        layer = merged.layers(batch)[kernel]
-        rest = () if layer.rest is None else (layer.rest,)
-        x, *added = merged.read(batch, (layer.inputs, *rest))
-        totals = [m.read(batch, (m.layers(batch)[kernel].total,))[0] for m in models]
-        width = kernel_matrix(layer, merged.leaves[kernel]).shape[1]
-        number = totals[0].size // width
-        # Neighbouring positions tell much the same: a random part of them is enough.
-        chosen = np.random.default_rng(batch).permutation(number)[:count]
-        found.append(_cut(layer, target, x, added, totals, np.sort(chosen)))
-    return found
+def _read(
+    merged: Pass, models: Sequence[Pass], kernel: str, target: Target, batch: int
+) -> _Batch:
+    """Reads what a layer is solved from, of one batch, to the host."""
+    layer = merged.layers(batch)[kernel]
+    wanted = [layer.inputs] + ([] if layer.rest is None else [layer.rest])
+    x, *added = merged.read(batch, tuple(wanted))
+    totals = [m.read(batch, (m.layers(batch)[kernel].total,))[0] for m in models]
+    targets, rest = jax.device_get(_targets(layer, target, totals, *added))
+    return _Batch(jax.device_get(x), targets, rest, layer)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _cut(
-    layer: Layer,
-    target: Target,
-    x: Array,
-    rest: list[Array],
-    totals: list[Array],
-    chosen: Array,
-) -> _Rows:
-    wanted = target([_wide(output_rows(layer, value)[chosen]) for value in totals])
-    added = jnp.zeros_like(wanted)
-    if rest:
-        added = _wide(output_rows(layer, rest[0])[chosen])
-    return _Rows(_wide(input_rows(layer, x)[chosen]), wanted - added, added)
+def _targets(
+    layer: Layer, target: Target, totals: list[Array], rest: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Returns a batch's targets and what is added to them behind the layer."""
+    wanted = target([_wide(output_rows(layer, value)) for value in totals])
+    if rest is None:
+        return wanted, None
+    added = _wide(output_rows(layer, rest))
+    return wanted - added, added
 
 
 def measure_affine(merged: Pass, layer: Layer) -> Affine | None:
@@ -156,11 +157,12 @@ def _by_unit(layer: Layer, value: Array) -> Vector | None:
     return rows[0] if (rows == rows[:1]).all() else None
 
 
-def _equations(rows: Sequence[_Rows], *, centred: bool, affine: Affine) -> _Equations:
+def _equations(
+    batches: Sequence[_Batch], *, centred: bool, affine: Affine
+) -> _Equations:
     total: Moments | None = None
-    for batch in rows:
-        empty = Moments.empty(batch.inputs.shape[1] + batch.targets.shape[1])
-        total = _update(total or empty, batch)
+    for batch in batches:
+        total = _update(total, batch)
     if total is None:
         raise ValueError("no batches: a refit needs at least one batch of inputs")
     size = total.mean.shape[0] - affine.offset.size
@@ -177,12 +179,13 @@ def _equations(rows: Sequence[_Rows], *, centred: bool, affine: Affine) -> _Equa
 
 
 @jax.jit
-def _update(moments: Moments, rows: _Rows) -> Moments:
-    return moments.update(jnp.concatenate([rows.inputs, rows.targets], axis=1))
+def _update(moments: Moments | None, batch: _Batch) -> Moments:
+    samples = jnp.concatenate([batch.rows(), batch.targets], axis=1)
+    return (moments or Moments.empty(samples.shape[1])).update(samples)
 
 
 def _open_targets(
-    rows: Sequence[_Rows],
+    batches: Sequence[_Batch],
     equations: _Equations,
     weights: Matrix,
     bias: Vector,
@@ -190,10 +193,8 @@ def _open_targets(
 ) -> _Equations:
     """Returns the equations for targets that a ReLU leaves open."""
     shift = affine.offset if affine.step is None else np.zeros_like(bias)
-    arrays = [
-        jnp.asarray(x, jnp.float32) for x in (equations.mean, weights, bias, shift)
-    ]
-    parts = [jax.device_get(_open(batch, *arrays)) for batch in rows]
+    arrays = [np.float32(x) for x in (equations.mean, weights, bias, shift)]
+    parts = [jax.device_get(_open(batch, *arrays)) for batch in batches]
     sums, crosses = (np.sum([np.float64(p[k]) for p in parts], axis=0) for k in (0, 1))
     target = sums / equations.count if affine.step is not None else 0 * sums
     return dataclasses.replace(equations, target=target, cross=crosses)
@@ -201,15 +202,15 @@ def _open_targets(
 
 @jax.jit
 def _open(
-    rows: _Rows, mean: Array, weights: Array, bias: Array, shift: Array
+    batch: _Batch, mean: Array, weights: Array, bias: Array, shift: Array
 ) -> tuple[Array, Array]:
     """Where the target is not positive, any value that is not will do."""
     high = jax.lax.Precision.HIGHEST
-    value = jnp.matmul(rows.inputs, weights, precision=high) + bias + rows.rest
-    wanted = rows.targets + rows.rest
-    target = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0)) - rows.rest - shift
-    centred = rows.inputs - mean
-    return target.sum(0), jnp.matmul(centred.T, target, precision=high)
+    rows, rest = batch.rows(), 0 if batch.rest is None else batch.rest
+    value = jnp.matmul(rows, weights, precision=high) + bias + rest
+    wanted = batch.targets + rest
+    target = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0)) - rest - shift
+    return target.sum(0), jnp.matmul((rows - mean).T, target, precision=high)
 
 
 def _factor(equations: _Equations, ridge: float) -> tuple[Any, float]:

@@ -14,14 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.activations import batch_inputs
-from zipjax.entries import Axis, Entries, Entry, Product, leaf_axes
-from zipjax.matrices import Assignments, check_widths, merge_matrices, merged_units
+from zipjax.matrices import Assignments, model_matrices
 from zipjax.partial import Merged
+from zipjax.refitting.layers import Layer
 from zipjax.refitting.passes import Network, Pass
+from zipjax.refitting.rows import kernel_axes
 from zipjax.refitting.solve import Target, solve_layer
+from zipjax.refitting.statistics import stat_shape
+from zipjax.sharing import models_spec
 from zipjax.spec import PermutationSpec
 from zipjax.trees import check_models, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
+from zipjax.weights import Matrices, merge_leaf
 
 
 def refit(
@@ -35,7 +39,6 @@ def refit(
     outputs: Target | None = None,
     ridge: float = 1e-3,
     sweeps: int = 4,
-    samples: int = 200_000,
     heads: bool = True,
 ) -> Merged:
     """Solves the layers of a merged model anew, by least squares.
@@ -59,8 +62,12 @@ def refit(
     keep their values, and the solution is written into the kernel and the last bias. So
     ``reset_batch_stats`` must come before, never after.
 
-    The batches are read once; the values that are alive between two layers are kept for
-    all of them, in the memory of JAX's default device.
+    Where a kernel produces more than units, such as queries, keys and values in heads,
+    M h is h merged as the layer's bias would be.
+
+    The batches are read once. The values that are alive between two layers are kept for
+    all of them in the host's memory; JAX's default device sees one batch at a time, and
+    of a convolution's patches only second moments are kept.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode.
@@ -70,12 +77,10 @@ def refit(
       batches: an iterable of batches. Their shapes are compiled for: best few.
       inputs: maps a batch to the inputs of ``apply_fn``; by default it is they.
       outputs: maps the list of the models' outputs ``[samples, units]`` to the target
-        of a shared output; their mean by default.
+        of the output, be it shared or that of every head. By default their mean, or of
+        a head its own model's output.
       ridge: how strongly kernels are held to the merged ones.
       sweeps: number of passes for the ReLU behind a layer; 0: the plain solution.
-      samples: number of samples a layer is solved from, at most; of a convolution,
-        every position of its output is one. The rest is left out at random. A layer
-        needs memory for that many rows of its inputs.
       heads: whether layers behind a partial zip's cut are refitted too, each to its
         own model.
 
@@ -86,44 +91,46 @@ def refit(
       ValueError: if there are no batches, or the assignments do not fit the merged
         model.
     """
-    spec = _only_spec(merged)
-    check_models(models)
-    check_widths(assignments, spec)
+    _check_one_function(merged)
+    check_models(models, merged.trunk)
+    spec = models_spec(models, merged, assignments)
     data = [batch_inputs(k, batch, inputs) for k, batch in enumerate(batches)]
     if not data:
         raise ValueError("no batches: a refit needs at least one batch of inputs")
-    solve = functools.partial(solve_layer, ridge=ridge, sweeps=sweeps, samples=samples)
+    matrices = model_matrices(assignments, spec, len(models))
+    solve = functools.partial(solve_layer, ridge=ridge, sweeps=sweeps)
     network, own_network = _networks(apply_fn, models[0], merged, data)
     parents = [Pass(network, model) for model in models]
-    matrices = {
-        perm: _averages(assignments, spec, perm, len(models)) for perm in assignments
-    }
+
+    def solve_all(current: Pass, paths: Mapping[str, Any], parent: Pass | None) -> None:
+        for kernel in [kernel for kernel in current.layers() if kernel in paths]:
+            if outputs is not None and current.returns(kernel):
+                solve(current, parents, kernel, outputs)
+            elif parent is not None:
+                solve(current, [parent], kernel, _own)
+            else:
+                layer = parents[0].layers()[kernel]
+                solve(current, parents, kernel, _matched(layer, spec, matrices))
+
     current = Pass(own_network, merged.params())
-    for kernel, layer in current.layers().items():
-        target = _target(spec.axes[kernel], spec, matrices)
-        if target is _mean and current.returns(layer):
-            target = outputs or _mean
-        if target is not None and kernel in merged.trunk:
-            solve(current, parents, kernel, target)
+    solve_all(current, merged.trunk, None)
     trunk = {path: current.leaves[path] for path in merged.trunk}
     new = dataclasses.replace(merged, trunk=trunk)
-    own = [dict(head) for head in new.heads]
-    for number, head in enumerate(own if heads else []):
+    own = []
+    for number, head in enumerate(new.heads):
         current = Pass(own_network, new.params(number))
-        parent = Pass(network, models[number])
-        for kernel in [k for k in current.layers() if k in head]:
-            solve(current, [parent], kernel, _mean)
-        head.update({path: current.leaves[path] for path in head})
+        if heads:
+            solve_all(current, head, Pass(network, models[number]))
+        own.append({path: current.leaves[path] for path in head})
     return dataclasses.replace(new, heads=tuple(own))
 
 
-def _only_spec(merged: Merged) -> PermutationSpec:
+def _check_one_function(merged: Merged) -> None:
     if isinstance(merged.spec, tuple):
         raise ValueError(
             f"this merged model's {len(merged.spec)} heads are different functions: "
             "only models of one function can be refitted"
         )
-    return merged.spec
 
 
 def _networks(
@@ -137,45 +144,23 @@ def _networks(
     return network, Network(apply_fn, merged.params(), data)
 
 
-def _mean(rows: list[Array]) -> Array:
-    return sum(rows[1:], rows[0]) / len(rows)
+def _own(rows: list[Array]) -> Array:
+    return rows[0]
 
 
-def _averages(
-    assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
-) -> Array:
-    """Returns M of a perm's units in all groups, ``[units, N*n]``."""
-    units = merged_units(assignments, spec, perm, num_models)
-    return jnp.asarray(merge_matrices(units, num_models)[0])
+def _matched(layer: Layer, spec: PermutationSpec, matrices: Matrices) -> Target:
+    """Returns the target of a zipped layer: its value, merged as its bias would be."""
+    produced = kernel_axes(layer)[1]
+    axes = enumerate(spec.axes[layer.kernel])
+    entries = tuple(entry if k in produced else None for k, entry in axes)
+    shape = stat_shape(layer)
 
-
-def _target(
-    entries: Entries, spec: PermutationSpec, matrices: Mapping[str, Array]
-) -> Target | None:
-    """Returns the target of a kernel with these entries, from the models' rows.
-
-    The matched mean; the plain mean where nothing was matched. None for several
-    produced axes, for compound ones other than units in groups, and for those that are
-    not zipped.
-    """
-    if not any(x.role == "out" for e in entries for x in leaf_axes(e)):
-        return _mean
-    produced = [e for e in entries if any(x.role == "out" for x in leaf_axes(e))]
-    perm = _produced_perm(produced[0], spec) if len(produced) == 1 else None
-    if perm is None or perm not in matrices:
-        return None
-    merge = matrices[perm]
+    def merge(values: Array) -> Array:
+        shares = jnp.ones(len(values))
+        return merge_leaf(values, entries, spec.perms, matrices, shares).reshape(-1)
 
     def mix(rows: list[Array]) -> Array:
-        every = jnp.concatenate(rows, axis=-1)
-        return jnp.matmul(every, merge.T, precision=jax.lax.Precision.HIGHEST)
+        samples = jnp.stack(rows, axis=1)
+        return jax.vmap(merge)(samples.reshape(-1, len(rows), *shape))
 
     return mix
-
-
-def _produced_perm(entry: Entry, spec: PermutationSpec) -> str | None:
-    """Returns the perm of an axis: its own, or that of the units in its groups."""
-    factors = entry.factors if isinstance(entry, Product) else (entry,)
-    names = tuple(x.perm for x in factors if isinstance(x, Axis))
-    nested = names and spec.perms[names[-1]].groups == names[:-1]
-    return names[-1] if nested and len(names) == len(factors) else None
