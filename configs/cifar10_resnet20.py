@@ -27,7 +27,7 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.batch_size = 250
     config.plane.points, config.plane.images = 9, 250
     config.calibration_images = 5000
-    config.search_images = 1000
+    config.search_images, config.refit_images = 1000, 1500
     config.ddof, config.reset_parents = 1, True
     papers = ["git_rebasin_correlation" if r == "git_rebasin" else r for r in PAPERS]
     config.rows = (

@@ -25,8 +25,8 @@ MODELS = half_shared()
 MOMENTS = zipjax.collect_moments(dense_apply, MODELS, SPEC, [X])
 
 
-def allot(**options):
-    recipe = zipjax.zipit(alpha=0.5, beta=1.0)
+def allot(*, beta=1.0, **options):
+    recipe = zipjax.zipit(alpha=0.5, beta=beta)
     return zipjax.allot_units(
         dense_apply, MODELS, SPEC, recipe, X[:2], moments=MOMENTS, **options
     )
@@ -57,6 +57,13 @@ def test_merged_networks_cost_what_they_may(cost):
     assert 0.8 * cost * ONE < multiplications(merged) <= cost * ONE
     outputs = zipjax.apply(dense_apply, merged, X)
     assert outputs.shape == (400, 3)
+
+
+def test_widths_are_those_that_the_recipe_reaches():
+    # Without merges within a model, 8 units of either are 8 merged ones at least.
+    assert allot(beta=0.0) == {"h0": 8, "h1": 8}
+    with pytest.raises(ValueError, match="raise cost"):
+        allot(beta=0.0, cost=0.9)
 
 
 def test_heads_cost_as_often_as_there_are_models():

@@ -62,14 +62,13 @@ def allot_units(
       cost: what the merged network may cost, heads included, in runs of one model.
       stop_at: see :func:`zipjax.merge`.
       steps: widths are multiples of ``n / steps``.
-      smallest: the least width of a perm, as a share of n.
+      smallest: the least width of a perm, as a share of n, if the recipe reaches it.
 
     Returns:
       ``{perm: width}``, for a recipe's ``num_units``.
 
     Raises:
-      ValueError: if no widths cost so little, if the recipe cannot reach one of them,
-        or if models, spec and moments do not fit together.
+      ValueError: if no widths cost so little, or if the models do not fit the spec.
     """
     trunk = shared_paths(check_shared(models, [spec] * len(models)), spec, stop_at)
     kernels = _kernels(apply_fn, models[0], spec, inputs)
@@ -134,11 +133,14 @@ def _losses(
         max(1, total * k // (steps * num_models))
         for k in range(least, steps * num_models)
     }
-    losses = {
-        w: _loss(similarity, recipe.matcher(similarity, num_models, num_units=w))
-        for w in sorted(widths)
-    }
-    return {**losses, total: 0.0}
+    losses = {total: 0.0}
+    for width in sorted(widths, reverse=True):
+        try:
+            assignment = recipe.matcher(similarity, num_models, num_units=width)
+        except ValueError:  # A small beta does not reach narrow widths.
+            break
+        losses[width] = _loss(similarity, assignment)
+    return losses
 
 
 def _loss(
