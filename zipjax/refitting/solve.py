@@ -176,7 +176,9 @@ def _by_unit(layer: Layer, value: Array) -> Vector | None:
 def _equations(batches: Sequence[_Batch], affine: Affine) -> _Equations:
     # About the first batch's means, which are close to all: float32 is enough for a
     # batch, and the sum over batches is taken on the host.
-    x0, y0 = jax.device_get(_means(batches[0]))
+    layer = batches[0].layer
+    means, y0 = jax.device_get(_means(batches[0]))
+    x0 = kernel_matrix(layer, means)[:, 0].astype(means.dtype)
     point = y0 if affine.step is not None else affine.offset
     shifts = x0, point.astype(x0.dtype)
     total, gram, *sums = _total(_moments(batch, *shifts) for batch in batches)
@@ -188,7 +190,7 @@ def _equations(batches: Sequence[_Batch], affine: Affine) -> _Equations:
         mean = np.zeros_like(mean)
     empty = np.zeros((mean.size, point.size))
     inputs = _Equations(count, mean, gram, point.astype(np.float64), empty)
-    return inputs.with_targets(batches[0].layer, point, *sums)
+    return inputs.with_targets(layer, point, *sums)
 
 
 def _total(parts: Iterable[tuple[Array, ...]]) -> list[Any]:
@@ -202,7 +204,9 @@ def _total(parts: Iterable[tuple[Array, ...]]) -> list[Any]:
 
 @jax.jit
 def _means(batch: _Batch) -> tuple[Array, Array]:
-    return batch.rows().mean(0), batch.targets.mean(0)
+    """Returns means of the inputs, as a kernel of equal columns, and of the targets."""
+    ones = jnp.ones_like(batch.targets) / len(batch.targets)
+    return batch.times(ones), batch.targets.mean(0)
 
 
 @jax.jit
