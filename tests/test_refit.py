@@ -22,6 +22,7 @@ from tests.networks import (
 from zipjax.models import vit
 from zipjax.program import trace
 from zipjax.refitting.layers import find_layers
+from zipjax.refitting.passes import Network, Pass
 from zipjax.refitting.rows import input_rows, kernel_matrix, matrix_kernel, output_rows
 from zipjax.trees import path_leaves
 
@@ -87,10 +88,32 @@ def test_without_sweeps_layers_solve_ridge_regressions(ridge):
         assert relative_error(leaf, expected[path]) < 1e-3, path
 
 
-def relu_error(params):
-    target = np.concatenate([hidden(m, X)[0] for m in MODELS], 1)
-    target = target @ merge_matrix(ASSIGNMENTS["h0"]).T
-    return np.square(np.maximum(hidden(params, X)[0], 0) - np.maximum(target, 0)).sum()
+def without_biases(params, x):
+    return jnp.square(x @ params["a"] + 0.3) @ params["b"] - 0.2
+
+
+def test_without_biases_nothing_is_centred():
+    models = [{"a": m["layers"][0]["w"], "b": m["layers"][1]["w"]} for m in MODELS]
+    axes = {"a": (None, zipjax.Axis("h0", "out")), "b": (zipjax.Axis("h0", "in"), None)}
+    spec = zipjax.PermutationSpec(axes, {"h0": zipjax.Perm(8)})
+    assignments = {"h0": ASSIGNMENTS["h0"]}
+    merged = zipjax.merge_units(models, spec, assignments)
+    refit = zipjax.refit(without_biases, models, merged, assignments, BATCHES)
+    mixes = [merge_matrix(ASSIGNMENTS["h0"]), np.tile(np.eye(7) / 2, 2)]
+    x = np.asarray(X, np.float64)
+    inputs = [x, x]
+    for path, mix, offset in zip("ab", mixes, (0.3, -0.2), strict=True):
+        values = [
+            x @ np.asarray(m[path], np.float64) + offset
+            for x, m in zip(inputs, models, strict=True)
+        ]
+        before = np.float64(merged.params()[path])
+        gram = x.T @ x
+        ridge = 1e-3 * np.trace(gram) / len(gram)
+        wanted = x.T @ (np.concatenate(values, 1) @ mix.T - offset)
+        w = np.linalg.solve(gram + ridge * np.eye(len(gram)), wanted + ridge * before)
+        assert relative_error(refit.params()[path], w) < 1e-3
+        x, inputs = np.square(x @ w + offset), [np.square(v) for v in values]
 
 
 def test_sweeps_lower_the_error_behind_the_relu():
@@ -251,6 +274,16 @@ def test_heads_are_refitted_to_their_own_models():
     plain, trunk, whole = errors(merged), errors(refit(heads=False)), errors(refit())
     for before, half, after in zip(plain, trunk, whole, strict=True):
         assert after < half < before
+
+
+def test_between_layers_values_are_on_the_host():
+    current = Pass(Network(dense_apply, MODELS[0], [(x,) for x in BATCHES]), MODELS[0])
+    current.advance("layers/1/w")
+    inputs = current.layers()["layers/1/w"].inputs
+    expected = np.maximum(hidden(MODELS[0], BATCHES[1])[0], 0)
+    (value,) = current.read(1, (inputs,))
+    assert isinstance(value, np.ndarray)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
 
 
 def test_a_refit_needs_batches():

@@ -23,6 +23,16 @@ def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
     return moved.reshape(-1, columns)
 
 
+def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
+    """Returns a layer's product with another kernel, in the precision of ``x``."""
+    eqn = layer.equation
+    kernel = jnp.asarray(kernel, x.dtype)
+    wide = {"precision": lax.Precision.HIGHEST, "preferred_element_type": x.dtype}
+    params = eqn.primitive.get_bind_params({**eqn.params, **wide})
+    operands = (x, kernel) if layer.side else (kernel, x)
+    return eqn.primitive.bind(*operands, **params)
+
+
 def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
     """Returns a layer's product, or a value of its shape, as rows of units."""
     axes = unit_axes(layer, y.ndim)
@@ -50,7 +60,7 @@ def kernel_matrix(layer: Layer, kernel: AnyArray) -> Float[np.ndarray, "inputs u
 
 
 def matrix_kernel(
-    layer: Layer, matrix: Float[np.ndarray, "inputs units"], like: Array
+    layer: Layer, matrix: Float[np.ndarray, "inputs units"], like: Any
 ) -> Array:
     """The inverse of :func:`kernel_matrix`, of the shape and dtype of ``like``."""
     axes = [*itertools.chain(*kernel_axes(layer))]

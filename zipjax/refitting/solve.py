@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,9 @@ from zipjax.refitting.rows import (
     input_rows,
     kernel_matrix,
     matrix_kernel,
+    multiply,
     output_rows,
 )
-from zipjax.stats import Moments
 from zipjax.types import Array
 
 Target = Callable[[list[Array]], Array]
@@ -34,8 +34,7 @@ class _Batch:
     """What a layer is solved from, of one batch.
 
     Attributes:
-      inputs: what the kernel is multiplied by; its rows, for a convolution many times
-        as large, are made where they are needed.
+      inputs: what the kernel is multiplied by.
       targets: what the layer shall return, ``[samples, units]``.
       rest: what is added behind the layer, likewise; None for nothing.
       layer: the layer, as this batch sees it.
@@ -47,7 +46,16 @@ class _Batch:
     layer: Layer = dataclasses.field(metadata={"static": True})
 
     def rows(self) -> Float[Array, "samples inputs"]:
-        return _wide(input_rows(self.layer, jnp.asarray(self.inputs)))
+        return input_rows(self.layer, _wide(jnp.asarray(self.inputs)))
+
+    def product(self, kernel: Array) -> Float[Array, "samples units"]:
+        y = multiply(self.layer, _wide(jnp.asarray(self.inputs)), kernel)
+        return output_rows(self.layer, y)
+
+    def times(self, targets: Float[Array, "samples units"]) -> Array:
+        """Returns the sum of inputs times targets, as a kernel."""
+        like = jax.ShapeDtypeStruct(self.layer.shape, targets.dtype)
+        return jax.linear_transpose(self.product, like)(targets)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +79,14 @@ class _Equations:
     gram: Float[np.ndarray, "inputs inputs"]
     target: Vector
     cross: Matrix
+
+    def with_targets(
+        self, layer: Layer, point: Vector, total: Vector, products: Any
+    ) -> "_Equations":
+        """Returns the equations of targets with these sums about a point."""
+        cross = kernel_matrix(layer, products) - np.outer(self.mean, total)
+        target = point + total / self.count
+        return dataclasses.replace(self, target=target, cross=cross)
 
 
 def solve_layer(
@@ -102,7 +118,7 @@ def solve_layer(
         return
     batches = [_read(merged, models, kernel, target, k) for k in range(len(merged))]
     before = kernel_matrix(layer, merged.leaves[kernel]) * affine.slope
-    equations = _equations(batches, centred=affine.step is not None, affine=affine)
+    equations = _equations(batches, affine)
     factor = _factor(equations, ridge)
     weights, bias = _solution(equations, factor, before, affine)
     for _ in range(sweeps if layer.relu else 0):
@@ -157,31 +173,48 @@ def _by_unit(layer: Layer, value: Array) -> Vector | None:
     return rows[0] if (rows == rows[:1]).all() else None
 
 
-def _equations(
-    batches: Sequence[_Batch], *, centred: bool, affine: Affine
-) -> _Equations:
-    total: Moments | None = None
-    for batch in batches:
-        total = _update(total, batch)
-    if total is None:
-        raise ValueError("no batches: a refit needs at least one batch of inputs")
-    size = total.mean.shape[0] - affine.offset.size
-    count = float(total.count)
-    mean = np.asarray(total.mean, np.float64) + np.asarray(total.mean_tail, np.float64)
-    second = np.asarray(total.m2, np.float64)
-    if not centred:
-        mean[size:] -= affine.offset
-        second = second + count * np.outer(mean, mean)
+def _equations(batches: Sequence[_Batch], affine: Affine) -> _Equations:
+    # About the first batch's means, which are close to all: float32 is enough for a
+    # batch, and the sum over batches is taken on the host.
+    layer = batches[0].layer
+    means, y0 = jax.device_get(_means(batches[0]))
+    x0 = kernel_matrix(layer, means)[:, 0].astype(means.dtype)
+    point = y0 if affine.step is not None else affine.offset
+    shifts = x0, point.astype(x0.dtype)
+    total, gram, *sums = _total(_moments(batch, *shifts) for batch in batches)
+    count = float(sum(len(batch.targets) for batch in batches))
+    gram = gram - np.outer(total, total) / count
+    mean = x0 + total / count
+    if affine.step is None:
+        gram = gram + count * np.outer(mean, mean)
         mean = np.zeros_like(mean)
-    return _Equations(
-        count, mean[:size], second[:size, :size], mean[size:], second[:size, size:]
-    )
+    empty = np.zeros((mean.size, point.size))
+    inputs = _Equations(count, mean, gram, point.astype(np.float64), empty)
+    return inputs.with_targets(layer, point, *sums)
+
+
+def _total(parts: Iterable[tuple[Array, ...]]) -> list[Any]:
+    """Returns sums over the batches, taken on the host, in float64."""
+    total: list[Any] = []
+    for part in parts:
+        wide = [np.asarray(x, np.float64) for x in part]
+        total = [a + b for a, b in zip(total, wide, strict=True)] if total else wide
+    return total
 
 
 @jax.jit
-def _update(moments: Moments | None, batch: _Batch) -> Moments:
-    samples = jnp.concatenate([batch.rows(), batch.targets], axis=1)
-    return (moments or Moments.empty(samples.shape[1])).update(samples)
+def _means(batch: _Batch) -> tuple[Array, Array]:
+    """Returns means of the inputs, as a kernel of equal columns, and of the targets."""
+    ones = jnp.ones_like(batch.targets) / len(batch.targets)
+    return batch.times(ones), batch.targets.mean(0)
+
+
+@jax.jit
+def _moments(batch: _Batch, x0: Array, y0: Array) -> tuple[Array, ...]:
+    """Returns sums of inputs, of targets and of their products, about points."""
+    x, y = batch.rows() - x0, batch.targets - y0
+    gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+    return x.sum(0), gram, y.sum(0), batch.times(y)
 
 
 def _open_targets(
@@ -192,25 +225,23 @@ def _open_targets(
     affine: Affine,
 ) -> _Equations:
     """Returns the equations for targets that a ReLU leaves open."""
-    shift = affine.offset if affine.step is None else np.zeros_like(bias)
-    arrays = [np.float32(x) for x in (equations.mean, weights, bias, shift)]
-    parts = [jax.device_get(_open(batch, *arrays)) for batch in batches]
-    sums, crosses = (np.sum([np.float64(p[k]) for p in parts], axis=0) for k in (0, 1))
-    target = sums / equations.count if affine.step is not None else 0 * sums
-    return dataclasses.replace(equations, target=target, cross=crosses)
+    layer = batches[0].layer
+    point = equations.target if affine.step is not None else affine.offset
+    like = jax.ShapeDtypeStruct(layer.shape, jnp.float32)
+    arrays = matrix_kernel(layer, weights, like), np.float32(bias), np.float32(point)
+    sums = _total(_open(batch, *arrays) for batch in batches)
+    return equations.with_targets(layer, point, *sums)
 
 
 @jax.jit
 def _open(
-    batch: _Batch, mean: Array, weights: Array, bias: Array, shift: Array
+    batch: _Batch, kernel: Array, bias: Array, point: Array
 ) -> tuple[Array, Array]:
     """Where the target is not positive, any value that is not will do."""
-    high = jax.lax.Precision.HIGHEST
-    rows, rest = batch.rows(), 0 if batch.rest is None else batch.rest
-    value = jnp.matmul(rows, weights, precision=high) + bias + rest
-    wanted = batch.targets + rest
-    target = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0)) - rest - shift
-    return target.sum(0), jnp.matmul((rows - mean).T, target, precision=high)
+    rest = 0 if batch.rest is None else batch.rest
+    value, wanted = batch.product(kernel) + bias + rest, batch.targets + rest
+    opened = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0)) - rest - point
+    return opened.sum(0), batch.times(opened)
 
 
 def _factor(equations: _Equations, ridge: float) -> tuple[Any, float]:

@@ -7,7 +7,7 @@ make of theirs. Here it is asked, by least squares, layer after layer.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -77,8 +77,8 @@ def refit(
       batches: an iterable of batches. Their shapes are compiled for: best few.
       inputs: maps a batch to the inputs of ``apply_fn``; by default it is they.
       outputs: maps the list of the models' outputs ``[samples, units]`` to the target
-        of the output, be it shared or that of every head. By default their mean, or of
-        a head its own model's output.
+        of a shared output; their mean by default. The heads of a partial zip are each
+        refitted to their own model, whose confidence tells the heads apart.
       ridge: how strongly kernels are held to the merged ones.
       sweeps: number of passes for the ReLU behind a layer; 0: the plain solution.
       heads: whether layers behind a partial zip's cut are refitted too, each to its
@@ -102,26 +102,21 @@ def refit(
     network, own_network = _networks(apply_fn, models[0], merged, data)
     parents = [Pass(network, model) for model in models]
 
-    def solve_all(current: Pass, paths: Mapping[str, Any], parent: Pass | None) -> None:
-        for kernel in [kernel for kernel in current.layers() if kernel in paths]:
-            if outputs is not None and current.returns(kernel):
-                solve(current, parents, kernel, outputs)
-            elif parent is not None:
-                solve(current, [parent], kernel, _own)
-            else:
-                layer = parents[0].layers()[kernel]
-                solve(current, parents, kernel, _matched(layer, spec, matrices))
-
     current = Pass(own_network, merged.params())
-    solve_all(current, merged.trunk, None)
+    for kernel in [kernel for kernel in current.layers() if kernel in merged.trunk]:
+        target = _matched(parents[0].layers()[kernel], spec, matrices)
+        if outputs is not None and current.returns(kernel):
+            target = outputs
+        solve(current, parents, kernel, target)
     trunk = {path: current.leaves[path] for path in merged.trunk}
     new = dataclasses.replace(merged, trunk=trunk)
-    own = []
-    for number, head in enumerate(new.heads):
+    own = [dict(head) for head in new.heads]
+    for number, head in enumerate(own if heads else []):
         current = Pass(own_network, new.params(number))
-        if heads:
-            solve_all(current, head, Pass(network, models[number]))
-        own.append({path: current.leaves[path] for path in head})
+        parent = Pass(network, models[number])
+        for kernel in [kernel for kernel in current.layers() if kernel in head]:
+            solve(current, [parent], kernel, _own)
+        head.update({path: current.leaves[path] for path in head})
     return dataclasses.replace(new, heads=tuple(own))
 
 
