@@ -32,12 +32,12 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     papers = ["git_rebasin_correlation" if r == "git_rebasin" else r for r in PAPERS]
     config.rows = (
         *papers,
-        *("zipit_searched", "mudsc_zip_searched"),
-        *("zipit_sequential", "zipit_allotted"),
-        *("zipit_refit", "zipit_refit_ensemble"),
-        *("zipit_allotted_refit", "zipit_wide_refit"),
+        *("zipit_searched", "mudsc_zip_searched", "zipit_sequential"),
+        *("zipit_allotted", "zipit_refit", "zipit_refit_ensemble"),
+        "zipit_allotted_refit",
     )
-    config.partial_rows = (*papers, "zipit_sequential", "zipit_refit_ensemble")
+    refits = "zipit_refit_ensemble", "zipit_allotted_refit"
+    config.partial_rows = (*papers, "zipit_sequential", "zipit_allotted", *refits)
     config.cut_layers = (7, 13)
     config.zipit.alpha, config.zipit.beta = 0.5, 1.0
     config.partial_zipit.alpha, config.partial_zipit.beta = 0.3, 0.125

@@ -57,6 +57,9 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.partial_zipit = ml_collections.ConfigDict(
         {name: config.zipit.get_oneway_ref(name) for name in config.zipit}
     )
+    # What networks of allotted widths may cost, in runs of one; merged in part: heads
+    # included.
+    config.cost, config.partial_cost = 1.0, 1.5
     # What searched settings are chosen among; MuDSC's papers choose the balance so.
     config.grid = ml_collections.ConfigDict(
         {

@@ -92,8 +92,9 @@ class Merger:
         for names in method.searched:
             grid = {name: self.config.grid[name] for name in names}
             given |= self.best(setting, method, given, grid, key)
-        searched = set(itertools.chain(*method.searched))
-        if stop is not None and not searched & set(self.config.partial_zipit):
+        # A small beta, as partial zips have it, would leave no widths to choose.
+        chosen = method.allots or "alpha" in itertools.chain(*method.searched)
+        if stop is not None and not chosen:
             given |= self.config.partial_zipit
         return {name: given[name] for name in method.settings}
 
@@ -144,7 +145,7 @@ class Merger:
         if method.sequential:
             return self.matched_sequentially(setting, recipe, stop_at)
         if method.allots:
-            recipe = self.allotted(setting, recipe, method.allots, stop_at)
+            recipe = self.allotted(setting, recipe, stop_at)
         sweeps: list[zipjax.Sweep] = []
         assignments = zipjax.match(
             setting.models,
@@ -175,13 +176,10 @@ class Merger:
         )
 
     def allotted(
-        self,
-        setting: Setting,
-        recipe: zipjax.Recipe,
-        cost: float,
-        stop_at: int | None,
+        self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None
     ) -> zipjax.Recipe:
-        """Returns the recipe with the widths that lose least at a cost."""
+        """Returns the recipe with the widths that lose least at the config's cost."""
+        cost = self.config.cost if stop_at is None else self.config.partial_cost
         widths = zipjax.allot_units(
             self.runner.apply_fn,
             setting.models,

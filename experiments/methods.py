@@ -23,8 +23,7 @@ class Method:
         names after the other, where the config's ``grid`` has several values.
       iterates: whether it matches perms in a random order, more than once.
       sequential: whether moments are collected through what is merged already.
-      allots: what widths are allotted for, in runs of one network; 0: they are the
-        networks' own.
+      allots: whether merged widths are allotted at the config's ``cost``.
       refit: the target of the outputs if layers are solved anew: "" for none, "mean"
         of the networks' outputs, or what the "ensemble" answers.
     """
@@ -35,7 +34,7 @@ class Method:
     searched: tuple[tuple[str, ...], ...] = ()
     iterates: bool = False
     sequential: bool = False
-    allots: float = 0.0
+    allots: bool = False
     refit: Literal["", "mean", "ensemble"] = ""
 
 
@@ -78,7 +77,7 @@ METHODS = {
         _ZIPIT, title="ZipIt!, sequential", sequential=True
     ),
     "zipit_allotted": dataclasses.replace(
-        _ZIPIT, title="ZipIt!, allotted widths", allots=1.0
+        _ZIPIT, title="ZipIt!, allotted widths", allots=True
     ),
     "zipit_refit": dataclasses.replace(_ZIPIT, title="ZipIt! + refit", refit="mean"),
     "zipit_refit_ensemble": dataclasses.replace(
@@ -86,14 +85,8 @@ METHODS = {
     ),
     "zipit_allotted_refit": dataclasses.replace(
         _ZIPIT,
-        title="ZipIt!, allotted widths + refit to the ensemble",
-        allots=1.0,
-        refit="ensemble",
-    ),
-    "zipit_wide_refit": dataclasses.replace(
-        _ZIPIT,
-        title="ZipIt!, allotted widths, 1.5x + refit to the ensemble",
-        allots=1.5,
+        title="ZipIt!, allotted widths + refit",
+        allots=True,
         refit="ensemble",
     ),
 }
@@ -127,9 +120,8 @@ def one_of_a_kind(rows: Sequence[str], partial: Sequence[str]) -> tuple[str, ...
     """
     kinds: dict[tuple[Any, ...], str] = {}
     for name, method in zip(rows, chosen_methods(rows), strict=True):
-        searched, resized = len(method.searched), method.allots > 0
-        way = method.iterates, method.sequential, method.refit
-        kinds.setdefault((name in partial, searched, resized, *way), name)
+        way = method.iterates, method.sequential, method.allots, method.refit
+        kinds.setdefault((name in partial, len(method.searched), *way), name)
     return tuple(kinds.values())
 
 

@@ -64,7 +64,7 @@ def test_every_kind_of_row_runs(tmp_path):
         "ZipIt!, sequential 3/3",
         "ZipIt!, allotted widths",
         "ZipIt! + refit to the ensemble 2/3",
-        "ZipIt!, allotted widths + refit to the ensemble",
+        "ZipIt!, allotted widths + refit",
     }
     steps = (tmp_path / "seconds.csv").read_text()
     assert "matching,ZipIt!," in steps
