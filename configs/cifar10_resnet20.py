@@ -6,12 +6,12 @@ r"""CIFAR-10, 5 + 5 classes, ResNet-20 of width 2: two networks trained in PyTor
       --config.data_dir=DIR --config.checkpoints=FOLDER
 
 FOLDER holds the networks (see `experiments.models.pretrained`); without it, a pair is
-trained for every seed, and with `--config.classes="()"` each on another random split, as
-in the papers. With it, seeds only draw the order in which recipes iterate. The networks'
-batch statistics are reset on the calibration images before they are merged.
+trained for every seed, and with `--config.classes="()"` each on another random split,
+as in the papers. With it, seeds only draw the order in which recipes iterate. The
+networks' batch statistics are reset on the calibration images before they are merged.
 
-All rows take some two hours on two CPU cores: `--config.rows`, `--config.partial_rows` and
-`--config.cut_layers` choose among them. `docs/results.md` has what they gave.
+All rows take some two hours on two CPU cores: `--config.rows`, `--config.partial_rows`
+and `--config.cut_layers` choose among them. `docs/results.md` has what they gave.
 """
 
 import ml_collections

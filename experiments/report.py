@@ -54,10 +54,10 @@ METHODS = {
     "inputs the mean of what the networks make of theirs; at the output also what the "
     "ensemble would answer.",
     "(searched)": "With the alpha, beta and balance that did best on training images.",
-    "sequential": "Stage by stage, units are matched by what they do behind the stages "
-    "that are merged already.",
-    "allotted widths": "Layers are merged to more or fewer units than a network has, so "
-    "that least is lost at the same cost, or at the given one.",
+    "sequential": "Stage by stage, units are matched by what they do behind the "
+    "stages that are merged already.",
+    "allotted widths": "Layers are merged to more or fewer units than a network has, "
+    "so that least is lost at the same cost, or at a given one.",
     "as trained": "With the batch statistics of training; all other rows start from "
     "networks whose statistics were measured anew on the calibration images.",
     "W. Zip": "As ZipIt!, but by the similarity of the units' weights.",
