@@ -36,6 +36,8 @@ COLOURS = tuple(
 )
 # Inches: narrow enough for the text to be read on a phone's screen.
 WIDTH = 6.4
+# About so many letters of a legend fit into the width; a line's mark takes some.
+_LEGEND_LETTERS, _LEGEND_MARK = 80, 8
 MARKERS = ("s", "D", "^", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx")
 GREY = "#9A9A9A"
@@ -72,7 +74,9 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
     average.set(title="Average of the tasks", ylabel="accuracy (%)")
     average.set_xlabel(f"zipped layers of {total_layers} (0: the ensemble)")
     handles, labels = joint.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    columns = max(1, _LEGEND_LETTERS // (max(map(len, labels)) + _LEGEND_MARK))
+    style = {"loc": "outside lower center", "frameon": False}
+    figure.legend(handles, labels, ncols=columns, **style)
     return figure
 
 
@@ -250,7 +254,7 @@ class _Point(NamedTuple):
 
 def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
     colours = itertools.cycle(COLOURS)
-    markers = itertools.cycle(MARKERS)
+    markers = itertools.cycle(("o", *MARKERS))
     ensemble = [point for point in points if point.method == ENSEMBLE]
     for point in ensemble:
         axes.axhline(point.mean, color="black", ls="--", lw=1.2, label=point.method)
@@ -261,7 +265,7 @@ def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
         axes.axhline(point.mean, color=next(colours), ls=dashes, label=point.method)
     for name, zipped in _zips(points).items():
         line = sorted([(0, p.mean, p.std) for p in ensemble] + zipped)
-        _draw_points(axes, line, name, color=next(colours), marker="o")
+        _draw_points(axes, line, name, color=next(colours), marker=next(markers))
     full = [p for p in points if p.layers is None and p not in models + ensemble]
     for number, point in enumerate(full, start=1):
         # Side by side behind the last layer: bars on one spot hide each other.
