@@ -41,7 +41,8 @@ def test_every_config_runs(path, tmp_path):
     config = load(path)
     if "cifar" in path.stem:
         # Rows are tried on digits below; larger images only compile longer.
-        config.rows = ("average", "zipit_refit_ensemble")
+        chosen = {"average", "zipit_refit_ensemble"}
+        config.rows = tuple(row for row in config.rows if row in chosen)
     results = run(config, tmp_path)
     assert {result.seed for result in results} == {config.seeds[0]}
     methods = [result.method for result in results]
