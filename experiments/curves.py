@@ -50,7 +50,7 @@ def search_curves(searches: Mapping[str, Sequence[zipjax.Search]]) -> Figure:
 
     Returns:
       The figure: thin lines for the seeds, a thick one for their mean, a ring at the
-      best of every seed.
+      best of every seed. Methods take turns with dashes: some search the same.
 
     Raises:
       ValueError: if there are no searches.
@@ -60,8 +60,8 @@ def search_curves(searches: Mapping[str, Sequence[zipjax.Search]]) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     name = next(iter(next(iter(searches.values()))[0].best.settings))
-    colours = itertools.cycle(COLOURS)
-    for title, found in searches.items():
+    colours, dashes = itertools.cycle(COLOURS), itertools.cycle(("-", (0, (3, 3))))
+    for (title, found), dash in zip(searches.items(), dashes, strict=False):
         best = [search.best for search in found]
         for others, numbers in _lines(found[0], name).items():
             trials = [[search.trials[k] for k in numbers] for search in found]
@@ -70,7 +70,8 @@ def search_curves(searches: Mapping[str, Sequence[zipjax.Search]]) -> Figure:
             colour = next(colours)
             axes.plot(values, scores.T, color=colour, lw=0.7, alpha=0.5)
             label = ", ".join([title, *others])
-            axes.plot(values, scores.mean(0), color=colour, lw=2.2, label=label)
+            style = {"color": colour, "ls": dash, "lw": 2.2, "label": label}
+            axes.plot(values, scores.mean(0), **style)
             for trial in (t for line in trials for t in line if t in best):
                 place = trial.settings[name], 100 * trial.score
                 axes.plot(*place, "o", mfc="none", c=colour)
