@@ -85,6 +85,14 @@ def test_the_loss_is_the_variance_within_merged_units():
     assert _loss(np.corrcoef(x.T), assignment) == pytest.approx(within / 6)
 
 
+def test_moments_of_other_models_are_refused():
+    foreign = zipjax.collect_moments(dense_apply, MODELS[::-1], SPEC, [X])
+    with pytest.raises(ValueError, match="were collected for"):
+        zipjax.allot_units(
+            dense_apply, MODELS, SPEC, zipjax.zipit(), X[:2], moments=foreign
+        )
+
+
 def test_groups_and_units_in_groups_are_not_resized():
     spec = resnet.spec(resnet.ResNet20(10, 0.5, groups=2, blocks=1))
     assert _alone(spec, list(spec.perms)) == []

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from zipjax.assign import check_moments
 from zipjax.entries import Entries, entry_size, leaf_axes
 from zipjax.program import trace
 from zipjax.recipes import Recipe
@@ -68,9 +69,12 @@ def allot_units(
       ``{perm: width}``, for a recipe's ``num_units``.
 
     Raises:
-      ValueError: if no widths cost so little, or if the models do not fit the spec.
+      ValueError: if no widths cost so little, or if models, spec and moments do not
+        fit together.
     """
-    trunk = shared_paths(check_shared(models, [spec] * len(models)), spec, stop_at)
+    specs = [spec] * len(models)
+    trunk = shared_paths(check_shared(models, specs), spec, stop_at)
+    check_moments(models, specs, recipe, moments)
     kernels = _kernels(apply_fn, models[0], spec, inputs)
     copies = {path: 1 if path in trunk else len(models) for path in kernels}
     merged = [k._replace(uses=copies[path] * k.uses) for path, k in kernels.items()]
@@ -164,14 +168,7 @@ def _narrowed(
     limit: float,
 ) -> dict[str, int]:
     """Narrows perms, from all units on, until the price is within the limit."""
-    touched = {
-        perm: [
-            k
-            for k in kernels
-            if perm in {x.perm for e in k.entries for x in leaf_axes(e)}
-        ]
-        for perm in losses
-    }
+    touched = {perm: [k for k in kernels if perm in k.perms] for perm in losses}
     widths = {perm: max(own) for perm, own in losses.items() if touched[perm]}
 
     def rate(perm: str) -> tuple[float, str, int]:

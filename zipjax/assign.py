@@ -62,7 +62,7 @@ def match(
     if similarity is None or similarity.balance == 1:
         moments = None
     else:
-        moments = _check_moments(models, specs, recipe, moments)
+        moments = check_moments(models, specs, recipe, moments)
     trunk = shared_paths(all_leaves, spec, stop_at)
     matching = _Matching(all_leaves, spec, recipe, moments, stop.perms, trunk)
     start = matching.start()
@@ -235,12 +235,17 @@ def check_num_units(spec: PermutationSpec, recipe: Recipe, stop: Cut) -> None:
         )
 
 
-def _check_moments(
+def check_moments(
     models: Sequence[PyTree],
     specs: Specs,
     recipe: Recipe,
     moments: Mapping[str, Moments] | None,
 ) -> Mapping[str, Moments]:
+    """Returns the moments if they were collected for these models and specs.
+
+    Raises:
+      ValueError: if there are none, or they are of other perms, units or models.
+    """
     if moments is None:
         raise ValueError(
             f"recipe {recipe.name!r} compares activations: pass "
