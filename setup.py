@@ -38,7 +38,10 @@ setup(
     description="Merge trained JAX networks into one multi-task model, untrained.",
     license="MIT",
     packages=find_packages(include=["zipjax*", "experiments*", "configs*"]),
-    package_data={"experiments": ["class_embeddings/*.json", "templates/*"]},
+    package_data={
+        "experiments.parents": ["class_embeddings/*.json"],
+        "experiments.report": ["templates/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10,<0.13",

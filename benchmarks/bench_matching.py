@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from zipjax.matching import match_align, match_zip
+from zipjax.matching.align import match_align
+from zipjax.matching.zipping import match_zip
 
 MATCHERS: dict[str, Callable[..., np.ndarray]] = {
     "zip a=1 b=1": match_zip,

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 import zipjax
-from zipjax import assign
 from zipjax.models import resnet
+from zipjax.recipes import match_and_merge as assign
 
 
 class Stopwatch:

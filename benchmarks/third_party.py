@@ -24,11 +24,11 @@ import numpy as np
 
 from tests.zoo.case import Case
 from tests.zoo.third_party import CASES, ThirdParty
-from zipjax.entries import Entry, Family, Fixed, Index, Sum, entry_size
-from zipjax.spec import PermutationSpec
-from zipjax.tracing import infer_spec
+from zipjax.spec.entries import Entry, Family, Fixed, Index, Sum, entry_size
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.spec.verify import verify_spec
+from zipjax.tracing.infer import infer_spec
 from zipjax.trees import path_leaves
-from zipjax.verify import verify_spec
 
 COLUMNS = (
     "package",

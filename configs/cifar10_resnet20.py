@@ -5,7 +5,7 @@ r"""CIFAR-10, 5 + 5 classes, ResNet-20 of width 2: two networks trained in PyTor
     python -m experiments.run --config configs/cifar10_resnet20.py \
       --config.data_dir=DIR --config.checkpoints=FOLDER
 
-FOLDER holds the networks (see `experiments.models.pretrained`); without it, a pair is
+FOLDER holds the networks (see `experiments.parents.parents.pretrained`); without it, a pair is
 trained for every seed, and with `--config.classes="()"` each on another random split,
 as in the papers. With it, seeds only draw the order in which recipes iterate. The
 networks' batch statistics are reset on the calibration images before they are merged.
@@ -17,7 +17,7 @@ and `--config.cut_layers` choose among them. `docs/results.md` has what they gav
 import ml_collections
 
 from experiments.defaults import default, training
-from experiments.methods import PAPERS
+from experiments.methods.rows import PAPERS
 
 
 def get_config(init: str = "scratch") -> ml_collections.ConfigDict:

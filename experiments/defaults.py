@@ -5,9 +5,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from experiments.methods import PAPERS, one_of_a_kind
-from experiments.networks import smallest
-from experiments.train import Config
+from experiments.methods.rows import PAPERS, one_of_a_kind
+from experiments.parents.architectures import smallest
+from experiments.parents.train import Config
 
 
 def default(title: str, model: str, **network: Any) -> Config:
@@ -15,7 +15,7 @@ def default(title: str, model: str, **network: Any) -> Config:
 
     Args:
       title: the report's heading.
-      model: the network, a key of ``experiments.networks.ARCHITECTURES``.
+      model: the network, a key of ``experiments.parents.architectures.ARCHITECTURES``.
       **network: its sizes.
     """
     config = ml_collections.ConfigDict()
@@ -33,7 +33,7 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.model = model
     config.network = ml_collections.ConfigDict(network)
 
-    # A folder of PyTorch networks, see experiments.models.pretrained; None: train them.
+    # A folder of PyTorch networks, see experiments.parents.parents.pretrained; None: train them.
     config.checkpoints = config_dict.placeholder(str)
     config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
     config.train = training(epochs=60)

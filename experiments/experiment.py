@@ -12,17 +12,18 @@ from rich.console import Console
 from rich.progress import track
 
 import zipjax
-from experiments import cache, data, pictures, report
 from experiments.defaults import shrunk
-from experiments.merges import Merger, Setting
-from experiments.methods import Method, chosen_cuts, chosen_methods
-from experiments.models import Networks, Trainer, pretrained
-from experiments.networks import build
-from experiments.plane import Landscape, corners, task_losses
+from experiments.methods.merges import Merger, Setting
+from experiments.methods.rows import Method, chosen_cuts, chosen_methods
+from experiments.methods.runner import Model, Runner
+from experiments.parents import cache, data
+from experiments.parents.architectures import build
+from experiments.parents.parents import Networks, Trainer, pretrained
+from experiments.parents.text_embeddings import load_class_embeddings
+from experiments.parents.train import Config, Variables
+from experiments.report import pictures, report
+from experiments.report.plane import Landscape, corners, task_losses
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
-from experiments.runner import Model, Runner
-from experiments.text_embeddings import load_class_embeddings
-from experiments.train import Config, Variables
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import zipjax
-from experiments.data import load
-from experiments.tasks import split_classes
+from experiments.parents.data import load
+from experiments.parents.tasks import split_classes
 
 KEY = jax.random.key(0)
 TASKS = split_classes(10, 2, KEY)

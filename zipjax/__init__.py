@@ -1,25 +1,21 @@
 """zipjax: merge trained JAX networks into one multi-task model, without training."""
 
-from zipjax.activations import collect_moments, source_of
-from zipjax.allotting import allot_units
-from zipjax.assign import match
-from zipjax.batch_stats import reset_batch_stats
+from zipjax.calibration.batch_stats import reset_batch_stats
+from zipjax.calibration.refit import refit
+from zipjax.calibration.repair import repair
+from zipjax.calibration.targets import ensemble_target
 from zipjax.checkpoints import load, save
-from zipjax.depth import Cut
-from zipjax.descent import Schedule, Sweep
-from zipjax.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
 from zipjax.evaluation import Evaluation, evaluate, evaluate_tasks
-from zipjax.matching import (
-    match_align,
-    match_grouped_align,
-    match_grouped_zip,
-    match_identity,
-    match_zip,
-)
-from zipjax.matrices import merge_matrices
-from zipjax.merging import merge, merge_units
-from zipjax.partial import Merged, apply, flops
-from zipjax.recipes import (
+from zipjax.matching.align import match_align
+from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
+from zipjax.matching.identity import match_identity
+from zipjax.matching.zipping import match_zip
+from zipjax.merging.assembling import merge, merge_units
+from zipjax.merging.matrices import merge_matrices
+from zipjax.merging.merged import Merged, apply, flops
+from zipjax.recipes.ascent import Schedule, Sweep
+from zipjax.recipes.match_and_merge import match
+from zipjax.recipes.presets import (
     Recipe,
     average,
     git_rebasin,
@@ -28,16 +24,23 @@ from zipjax.recipes import (
     weight_zip,
     zipit,
 )
-from zipjax.refitting import ensemble_target, refit
-from zipjax.repair import repair
-from zipjax.searching import Search, Trial, search
-from zipjax.sequential import match_sequential
-from zipjax.similarity import Similarity, activation_similarity, weight_similarity
-from zipjax.spec import Perm, PermutationSpec
-from zipjax.stats import Moments
-from zipjax.tracing import infer_spec
+from zipjax.recipes.searching import Search, Trial, search
+from zipjax.recipes.sequential import match_sequential
+from zipjax.recipes.widths import allot_units
+from zipjax.similarity.collecting import collect_moments, source_of
+from zipjax.similarity.measures import (
+    Similarity,
+    activation_similarity,
+    weight_similarity,
+)
+from zipjax.similarity.moments import Moments
+from zipjax.spec.depth import Cut
+from zipjax.spec.entries import Axis, Entry, Family, Fixed, Index, Product, Sum
+from zipjax.spec.explanation import explain
+from zipjax.spec.permutation_spec import Perm, PermutationSpec
+from zipjax.spec.verify import permute_params, random_permutations, verify_spec
+from zipjax.tracing.infer import infer_spec
 from zipjax.types import SpecError
-from zipjax.verify import permute_params, random_permutations, verify_spec
 
 __all__ = [
     "Axis",
@@ -68,6 +71,7 @@ __all__ = [
     "ensemble_target",
     "evaluate",
     "evaluate_tasks",
+    "explain",
     "flops",
     "git_rebasin",
     "infer_spec",

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from zipjax.each import OneOrEach, each, one_or_each
-from zipjax.partial import Merged
-from zipjax.spec import PermutationSpec
+from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.merging.merged import Merged
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import check_same_keys, nested, path_leaves
 from zipjax.types import PyTree
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from zipjax.spec import PermutationSpec
-from zipjax.tracing import infer_spec
+from zipjax.spec.explanation import explain
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.tracing.infer import infer_spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = infer_spec(apply_fn, params, *inputs)
     sys.stdout.write(table(spec) + "\n")
     if options.explain:
-        sys.stdout.write("\n" + spec.explain() + "\n")
+        sys.stdout.write("\n" + explain(spec) + "\n")
     if options.output:
         _write(draw(spec), options.output)
 

@@ -36,6 +36,23 @@ def nested(leaves: Leaves) -> dict[str, Any]:
     return tree
 
 
+def running_stats(paths: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the paths of mean and variance of every BatchNorm.
+
+    They are recognised by their names, "mean" and "var" beside each other, as Linen
+    (``batch_stats/norm/mean``) and NNX (``norm/mean``, ``norm/mean/value``) have them.
+    """
+    known = set(paths)
+    pairs = []
+    for mean in sorted(known):
+        parts = mean.split("/")
+        for k in range(max(len(parts) - 2, 0), len(parts)):
+            var = "/".join([*parts[:k], "var", *parts[k + 1 :]])
+            if parts[k] == "mean" and var in known:
+                pairs.append((mean, var))
+    return pairs
+
+
 def check_same_keys(
     what: str, expected: Iterable[str], found: Iterable[str], remedy: str
 ) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.defaults import default
 from experiments.experiment import Experiment
-from experiments.methods import METHODS, one_of_a_kind
+from experiments.methods.rows import METHODS, one_of_a_kind
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 

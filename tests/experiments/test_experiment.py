@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 import zipjax
-from experiments import cache, data, tasks
 from experiments.experiment import Experiment
-from experiments.methods import chosen_cuts
+from experiments.methods.rows import chosen_cuts
+from experiments.parents import cache, data, tasks
 from zipjax.models import mlp
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"

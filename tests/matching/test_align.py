@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipjax.matching import match_align, match_identity
+from zipjax.matching.align import match_align
+from zipjax.matching.identity import match_identity
 
 MATCHERS = [match_align, match_identity]
 

@@ -7,12 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zipjax.matching import (
-    match_align,
-    match_grouped_align,
-    match_grouped_zip,
-    match_zip,
-)
+from zipjax.matching.align import match_align
+from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
+from zipjax.matching.zipping import match_zip
 
 SHARED = os.environ.get("ZIPJAX_SHARED")
 GOLDEN = Path(SHARED or ".") / "golden"

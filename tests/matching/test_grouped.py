@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipjax.matching import (
+from zipjax.matching.align import Reference, match_align
+from zipjax.matching.grouped import (
     Nest,
-    match_align,
     match_grouped_align,
     match_grouped_zip,
-    match_identity,
     match_nest,
-    match_zip,
 )
-from zipjax.matching.align import Reference
+from zipjax.matching.identity import match_identity
+from zipjax.matching.zipping import match_zip
 
 SEEDS = st.integers(0, 2**32 - 1)
 REFERENCES: list[Reference] = ["first", "all"]

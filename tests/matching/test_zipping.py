@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from zipjax.matching import match_zip
-from zipjax.matching._inputs import symmetric_copy
-from zipjax.matching._rules import AcrossModels, most_pairs
+from zipjax.matching.inputs import symmetric_copy
+from zipjax.matching.zip_rules import AcrossModels, most_pairs
+from zipjax.matching.zipping import match_zip
 
 ALPHAS = st.sampled_from([1.0, 0.5, 0.25, 1e-4, 0.0]) | st.floats(0, 1)
 BETAS = st.sampled_from([1.0, 0.5, 0.125, 0.0]) | st.floats(0, 1)

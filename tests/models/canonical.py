@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from zipjax.entries import encode, leaf_axes
-from zipjax.spec import PermutationSpec
+from zipjax.spec.entries import encode, leaf_axes
+from zipjax.spec.permutation_spec import PermutationSpec
 
 
 def canonical(spec: PermutationSpec) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax
 
 from zipjax.models import mlp, resnet, swin, vgg, vit
-from zipjax.spec import PermutationSpec
+from zipjax.spec.permutation_spec import PermutationSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import pytest
 
 from tests.models.canonical import canonical
 from tests.zoo.case import normal, random_params
-from zipjax.entries import Axis
 from zipjax.models import mlp, resnet, swin, vgg, vit
-from zipjax.models._layers import conv
-from zipjax.spec import Perm, PermutationSpec
+from zipjax.models.layers import conv
+from zipjax.spec.entries import Axis
+from zipjax.spec.permutation_spec import Perm, PermutationSpec
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(7, 7, 7), (5, 8, 3), (2, 1, 4)])

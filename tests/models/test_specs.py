@@ -10,9 +10,9 @@ import pytest
 from tests.models.canonical import canonical
 from tests.models.catalog import ALL, FULL, TINY, Network
 from tests.zoo.case import normal, random_params
-from zipjax.spec import PermutationSpec
-from zipjax.tracing import infer_spec
-from zipjax.verify import verify_spec
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.spec.verify import verify_spec
+from zipjax.tracing.infer import infer_spec
 
 _TOLERANCE = 1e-5
 

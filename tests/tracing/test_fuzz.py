@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tests.tracing.programs import RandomProgram
-from zipjax.tracing import infer_spec
-from zipjax.verify import verify_spec
+from zipjax.spec.verify import verify_spec
+from zipjax.tracing.infer import infer_spec
 
 
 @pytest.mark.parametrize("seed", range(12))

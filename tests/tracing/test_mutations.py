@@ -8,12 +8,12 @@ import jax
 import pytest
 
 from tests.zoo import convnets, sequences, vits
-from zipjax.entries import Axis, Entry, Fixed, leaf_axes
-from zipjax.spec import Perm, PermutationSpec
-from zipjax.tracing import infer_spec
-from zipjax.tracing.convert import map_leaves, simplified
+from zipjax.spec.entries import Axis, Entry, Fixed, leaf_axes
+from zipjax.spec.permutation_spec import Perm, PermutationSpec
+from zipjax.spec.verify import verify_spec
+from zipjax.tracing.infer import infer_spec
+from zipjax.tracing.node_entries import map_leaves, simplified
 from zipjax.types import SpecError
-from zipjax.verify import verify_spec
 
 CASES = {**convnets.CASES, **vits.CASES, **sequences.CASES}
 NAMES = ("mlp", "vgg", "densenet-group", "experts", "lstm-fused")

@@ -10,8 +10,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
 
-from zipjax import verify_spec
-from zipjax.tracing import infer_spec
+from zipjax import explain, verify_spec
+from zipjax.tracing.infer import infer_spec
 
 Params = dict[str, Any]
 
@@ -95,5 +95,5 @@ def test_units_around_a_primitive(middle: Callable, perms: int) -> None:
         return jax.nn.tanh(middle(x @ p["first"], p)) @ p["last"]
 
     spec = infer_spec(apply_fn, params, x)
-    assert len(spec.perms) == perms, spec.explain()
+    assert len(spec.perms) == perms, explain(spec)
     verify_spec(apply_fn, params, spec, x, key=jax.random.key(0))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.zoo.third_party import CASES
-from zipjax.tracing import infer_spec
-from zipjax.verify import verify_spec
+from zipjax import explain
+from zipjax.spec.verify import verify_spec
+from zipjax.tracing.infer import infer_spec
 
 # Slow to run, though not to infer: their perms are counted only.
 LARGE = {"dm-haiku: ResNet50", "keras: EfficientNetB0"}
@@ -26,7 +27,7 @@ def test_number_of_perms_and_invariance(name: str) -> None:
         warnings.simplefilter("ignore")  # Other packages' own.
         case = entry.make()
         spec = infer_spec(case.apply_fn, case.params, *case.inputs)
-    assert len(spec.perms) == case.perms, spec.explain()
+    assert len(spec.perms) == case.perms, explain(spec)
     if name not in LARGE:
         verify_spec(
             case.apply_fn,
@@ -41,7 +42,7 @@ def test_number_of_perms_and_invariance(name: str) -> None:
 def test_reasons_are_the_packages_own_lines() -> None:
     pytest.importorskip("attnax", reason="needs attnax: pip install -e '.[zoo]'")
     case = CASES["attnax: TransformerDecoder (GQA, RoPE)"].make()
-    text = infer_spec(case.apply_fn, case.params, *case.inputs).explain()
+    text = explain(infer_spec(case.apply_fn, case.params, *case.inputs))
     assert "attnax/embeddings.py" in text
     assert "rope_inv_freq" in text
 

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from tests.zoo import convnets, sequences, vits
-from zipjax.tracing import infer_spec
-from zipjax.verify import verify_spec
+from zipjax.spec.verify import verify_spec
+from zipjax.tracing.infer import infer_spec
 
 CASES = {**convnets.CASES, **vits.CASES, **sequences.CASES}
 

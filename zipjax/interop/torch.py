@@ -16,13 +16,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from zipjax.interop._files import (
+from zipjax.interop.files import (
     StateDict,
     as_arrays,
     load_state_dict,
     save_state_dict,
 )
-from zipjax.interop._names import Architecture, Rules, Shapes, architecture, keys
+from zipjax.interop.names import Architecture, Rules, Shapes, architecture, keys
 from zipjax.trees import check_same_keys, from_leaves, path_leaves
 from zipjax.types import PyTree, Shape
 

@@ -7,7 +7,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
-from zipjax.matching._inputs import check_similarity, symmetric_copy
+from zipjax.matching.inputs import check_similarity, symmetric_copy
 
 Reference: TypeAlias = Literal["first", "all"]
 

@@ -17,8 +17,8 @@ from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
-from zipjax.matching._inputs import check_similarity
 from zipjax.matching.align import Reference, match_align
+from zipjax.matching.inputs import check_similarity
 from zipjax.matching.zipping import match_zip
 
 Matcher: TypeAlias = Callable[..., np.ndarray]

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import ArrayLike
 
-from zipjax.matching._inputs import check_similarity
+from zipjax.matching.inputs import check_similarity
 
 
 def match_identity(

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from numpy.typing import ArrayLike
 
-from zipjax.matching._inputs import check_fraction, check_similarity, symmetric_copy
-from zipjax.matching._rules import AcrossModels, Kind, LabelBudget, Rule, SinglePairs
+from zipjax.matching.inputs import check_fraction, check_similarity, symmetric_copy
+from zipjax.matching.zip_rules import AcrossModels, Kind, LabelBudget, Rule, SinglePairs
 
 _Matrix = Float64[np.ndarray, "units units"]
 _Vector = Float64[np.ndarray, " units"]

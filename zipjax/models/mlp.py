@@ -3,9 +3,9 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from zipjax.entries import Axis, Entries
-from zipjax.models._layers import Dense
-from zipjax.spec import Perm, PermutationSpec
+from zipjax.models.layers import Dense
+from zipjax.spec.entries import Axis, Entries
+from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.types import AnyArray
 
 

@@ -15,10 +15,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zipjax.entries import Entry
-from zipjax.models._declare import Declaration
-from zipjax.models._layers import conv, norm
-from zipjax.spec import PermutationSpec
+from zipjax.models.declaration import Declaration
+from zipjax.models.layers import conv, norm
+from zipjax.spec.entries import Entry
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
 

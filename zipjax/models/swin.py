@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from zipjax.entries import Fixed, Product
-from zipjax.models._declare import Declaration
-from zipjax.models._layers import attention, transformer_block
-from zipjax.spec import PermutationSpec
+from zipjax.models.declaration import Declaration
+from zipjax.models.layers import attention, transformer_block
+from zipjax.spec.entries import Fixed, Product
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
 _EPSILON = 1e-5

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zipjax.entries import Fixed, Product
-from zipjax.models._declare import Declaration
-from zipjax.models._layers import Dense, conv, norm
-from zipjax.spec import PermutationSpec
+from zipjax.models.declaration import Declaration
+from zipjax.models.layers import Dense, conv, norm
+from zipjax.spec.entries import Fixed, Product
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
 

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zipjax.models._declare import Declaration
-from zipjax.models._layers import attention, transformer_block
-from zipjax.spec import PermutationSpec
+from zipjax.models.declaration import Declaration
+from zipjax.models.layers import attention, transformer_block
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
 _EPSILON = 1e-6

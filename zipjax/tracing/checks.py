@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.program import Program, trace
+from zipjax.program.program import Program, trace
+from zipjax.tracing.interpreter import returned_values
 from zipjax.tracing.reading import Reading
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, PyTree
@@ -41,9 +42,9 @@ def check_used(reading: Reading) -> None:
       ValueError: if they do not; naming the constants that the function closed over.
     """
     program = reading.program
-    outputs = reading.reader.outputs(program, reading.values)
+    outputs = returned_values(reading.ledger, program, reading.values)
     depends = any(value.data for value in outputs)
-    if depends and reading.reader.depths:
+    if depends and reading.ledger.depths:
         _check_copies(reading)
         return
     closed = [f"{np.shape(x)}" for x in program.constants.values() if np.ndim(x) > 1]
@@ -67,7 +68,7 @@ def _check_copies(reading: Reading) -> None:
     alike = {(np.shape(x), jnp.result_type(x)) for x in constants}
     for path, number in program.params.items():
         shape, dtype = program.avals[number].shape, program.avals[number].dtype
-        if path not in reading.reader.depths and (shape, dtype) in alike:
+        if path not in reading.ledger.depths and (shape, dtype) in alike:
             raise ValueError(
                 f"parameter {path!r} is not used, but the function closes over a "
                 f"constant of its shape {shape}. Perms of constants cannot be found: "

@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
-from zipjax.entries import Axis, Entries, Entry, Fixed, Index, leaf_axes
-from zipjax.notes import Notes
-from zipjax.program import Program
-from zipjax.spec import Perm, PermutationSpec
+from zipjax.program.program import Program
+from zipjax.spec.entries import Axis, Entries, Entry, Fixed, Index, leaf_axes
+from zipjax.spec.notes import Notes
+from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.tracing.checks import check_used, checked_trace
-from zipjax.tracing.convert import Place, map_leaves, simplified
+from zipjax.tracing.node_entries import Place, map_leaves, simplified
 from zipjax.tracing.nodes import Node, find, leaves
 from zipjax.tracing.reading import Reading
 from zipjax.tracing.roles import with_roles
-from zipjax.tracing.sources import describe, user_line
 from zipjax.tracing.taps import Tap, Taps, read_taps
+from zipjax.tracing.user_lines import describe, user_line
 from zipjax.types import ApplyFn, PyTree
 
 
@@ -49,7 +49,7 @@ def infer_spec(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Permutatio
 
     Returns:
       The spec, with the parameters in the order in which the function uses them;
-      ``spec.explain()`` says what was frozen, and why.
+      ``zipjax.explain(spec)`` says what was frozen, and why.
 
     Raises:
       ValueError: if a parameter is no array of floating point numbers, if the function
@@ -77,7 +77,7 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     spec = PermutationSpec(
         axes=_renamed(axes, names, leaf_entries, sizes),
         perms=_perms(reading, perms, entries),
-        depths={path: reading.reader.depths.get(path, 0) for path in axes},
+        depths={path: reading.ledger.depths.get(path, 0) for path in axes},
         notes=Notes(
             frozen=_reasons(reading, perms),
             taps={
@@ -86,7 +86,7 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
             },
         ),
     )
-    return Inference(spec, taps, program, reading.reader.unknown)
+    return Inference(spec, taps, program, reading.ledger.unknown)
 
 
 def _names(axes: Mapping[str, Entries], free: Collection[str]) -> dict[str, str]:
@@ -169,7 +169,7 @@ def _reasons(
 def _axis_reasons(
     reading: Reading, path: str, node: Node, names: Mapping[Node, str]
 ) -> Iterator[str]:
-    used = path in reading.reader.depths
+    used = path in reading.ledger.depths
     for leaf in map(find, leaves(node)):
         if leaf.frozen is not None:
             yield describe(leaf.frozen)

@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Mapping
 
-from zipjax.entries import Entries
-from zipjax.program import Program
-from zipjax.tracing.convert import FamilyError, to_entries
-from zipjax.tracing.groups import find_parents, settle
+from zipjax.program.program import Program
+from zipjax.spec.entries import Entries
+from zipjax.tracing.interpreter import interpret, returned_values
+from zipjax.tracing.ledger import Ledger, Value
+from zipjax.tracing.nesting import find_parents, settle
+from zipjax.tracing.node_entries import FamilyError, to_entries
 from zipjax.tracing.nodes import Node, Reason
-from zipjax.tracing.reader import Reader, Value
 from zipjax.tracing.refining import collapse
 
 
@@ -16,19 +17,19 @@ class Reading:
     """A program that was read, ready to be asked for entries.
 
     Attributes:
-      reader: with what was logged.
+      ledger: with what was logged.
       values: axes of every value.
     """
 
     def __init__(self, program: Program, *, tie_contractions: bool = True) -> None:
         """Reads a program."""
         self.program = program
-        self.reader = Reader(tie_contractions=tie_contractions)
-        self.values = self.reader.read(program, self._given())
-        self.reader.why = Reason("an output of the function")
-        for value in self.reader.outputs(program, self.values):
-            self.reader.freeze(value.axes)
-        settle(self.reader.events)
+        self.ledger = Ledger(tie_contractions=tie_contractions)
+        self.values = interpret(self.ledger, program, self._given())
+        self.ledger.why = Reason("an output of the function")
+        for value in returned_values(self.ledger, program, self.values):
+            self.ledger.freeze(value.axes)
+        settle(self.ledger.events)
         self._collapse_families()
 
     def raw_entries(self) -> tuple[dict[str, Entries], dict[Node, str]]:
@@ -50,12 +51,12 @@ class Reading:
     @functools.cached_property
     def parents(self) -> Mapping[Node, list[Node]]:
         """The leaves that enclose each leaf, outermost first."""
-        return find_parents(self.reader.events)
+        return find_parents(self.ledger.events)
 
     @property
     def order(self) -> list[str]:
         """Paths of the parameters in the order in which the program uses them."""
-        used = self.reader.depths
+        used = self.ledger.depths
         return [*used, *(path for path in self.program.params if path not in used)]
 
     def _given(self) -> dict[int, Value]:
@@ -68,7 +69,7 @@ class Reading:
         for path, number in program.params.items():
             nodes = tuple(Node(size) for size in program.avals[number].shape)
             values[number] = Value(nodes, data=False, origins=(path,))
-            self.reader.log(nodes)
+            self.ledger.log(nodes)
         return values
 
     def _collapse_families(self) -> None:

@@ -10,11 +10,11 @@ is tied then was produced together; each contraction has a producer and a consum
 
 from collections.abc import Iterable, Mapping
 
-from zipjax.entries import Axis, Entries, Entry
-from zipjax.program import Program
-from zipjax.tracing.convert import Place, leaf_at, map_leaves, to_entries
+from zipjax.program.program import Program
+from zipjax.spec.entries import Axis, Entries, Entry
+from zipjax.tracing.ledger import Contraction
+from zipjax.tracing.node_entries import Place, leaf_at, map_leaves, to_entries
 from zipjax.tracing.nodes import Node, find, leaves
-from zipjax.tracing.reader import Contraction
 from zipjax.tracing.reading import Reading
 
 
@@ -35,7 +35,7 @@ def with_roles(
         return labels.setdefault(leaf, str(len(labels)))
 
     flows = {path: to_entries(flow.axes(path), label) for path in raw}
-    consuming = {label(leaf) for leaf in consumers(flow.reader.contractions)}
+    consuming = {label(leaf) for leaf in consumers(flow.ledger.contractions)}
     flow_sizes = {name: leaf.size for leaf, name in labels.items()}
 
     def filled(path: str, entries: Entries) -> Entries:

@@ -9,11 +9,11 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 
-from zipjax.entries import Axis, Entries, Entry
-from zipjax.parameters import parameter_views
-from zipjax.program import Equation, Literal, Program, ValueId
-from zipjax.spec import PermutationSpec
-from zipjax.tracing.convert import (
+from zipjax.program.parameter_views import parameter_views
+from zipjax.program.program import Equation, Literal, Program, ValueId
+from zipjax.spec.entries import Axis, Entries, Entry
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.tracing.node_entries import (
     FamilyError,
     Place,
     leaf_at,
@@ -130,7 +130,7 @@ def _places(
       mixed: whether by another value that depends on data; else by a parameter.
     """
     found: dict[Node, tuple[ValueId, ...]] = {}
-    for pair in reading.reader.contractions:
+    for pair in reading.ledger.contractions:
         if pair.equation is None or mixed != (pair.left_data and pair.right_data):
             continue
         sides = [k for k, data in enumerate((pair.left_data, pair.right_data)) if data]

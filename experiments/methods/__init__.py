@@ -1,0 +1,1 @@
+"""The rows of the tables and how their merges are made."""

@@ -1,0 +1,1 @@
+"""What is merged: data, tasks, architectures, and the networks trained on them."""

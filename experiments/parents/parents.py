@@ -1,0 +1,186 @@
+"""Where the networks come from: trained here, or read from a folder of checkpoints."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import zipjax
+from experiments.parents import cache, tasks
+from experiments.parents.data import Split
+from experiments.parents.tasks import Task
+from experiments.parents.train import Config, Track, Variables, WriteScalars, train
+from experiments.results import letter
+from zipjax.interop.torch import load_state_dict, to_flax
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Networks that are merged with each other.
+
+    Attributes:
+      name: what progress and files call them.
+      tasks: what each of them was trained on.
+      models: their variables, as trained.
+      calibration: training images for moments, batch statistics and searches.
+      keys: PRNG keys of merging, by seed. Recipes that match perms in a random order
+        run once for each.
+    """
+
+    name: str
+    tasks: list[Task]
+    models: list[Variables]
+    calibration: Split
+    keys: Mapping[int, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains networks, unless an earlier run did.
+
+    Attributes:
+      config: the experiment's configuration.
+      network: what is trained.
+      spec: its permutation spec.
+      split: training examples of all classes.
+      embeddings: text embeddings of all classes ``[classes, dim]``.
+      workdir: where trained networks and training curves go.
+      track: wraps steps in a progress bar with a title.
+      say: shows a message.
+    """
+
+    config: Config
+    network: nn.Module
+    spec: zipjax.PermutationSpec
+    split: Split
+    embeddings: np.ndarray
+    workdir: Path
+    track: Track
+    say: Callable[[str], None]
+
+    def networks(self, seed: int) -> Networks:
+        """Returns the networks of a seed, one a task."""
+        config, count = self.config, self.config.num_tasks
+        split_key, *keys, start_key, merge_key = jax.random.split(
+            jax.random.key(seed), count + 3
+        )
+        chosen = _tasks(config, self.embeddings, split_key)
+        start, recipe = None, config.train
+        if config.init == "finetuned":
+            every = tasks.all_classes(self.embeddings)
+            start = self.trained(f"seed{seed}_start", every, start_key, recipe)
+            recipe = config.finetune
+        models = [
+            self.trained(f"seed{seed}_{letter(number)}", task, key, recipe, start)
+            for number, (task, key) in enumerate(zip(chosen, keys, strict=True))
+        ]
+        calibration = self.split.take(slice(config.calibration_images))
+        return Networks(f"seed{seed}", chosen, models, calibration, {seed: merge_key})
+
+    def trained(
+        self,
+        name: str,
+        task: Task,
+        key: jax.Array,
+        recipe: Config,
+        start: Variables | None = None,
+    ) -> Variables:
+        """Returns the network of one task, drawn at random or from where to start."""
+        config, title = self.config, f"train {name}"
+
+        def make() -> Variables:
+            split, targets = task.of(self.split), jnp.asarray(task.targets)
+            options = (recipe, self.track, self.writer(name), title, start)
+            return train(self.network, split, targets, key, *options)
+
+        inputs = (
+            (config.dataset, config.examples, config.text_encoder),
+            (config.model, config.network.to_dict(), recipe.to_dict()),
+            (config.tasks, task.classes.tolist(), jax.random.key_data(key).tolist()),
+            None if start is None else zipjax.source_of([start], self.spec),
+        )
+        variables, reused = cache.remember(self.workdir / "models" / name, inputs, make)
+        if reused:
+            self.say(f"{title}: reused from an earlier run")
+        return variables
+
+    def writer(self, name: str) -> WriteScalars:
+        """Returns what writes training curves: to TensorBoard if that is wanted."""
+        if not self.config.tensorboard:
+            return lambda step, scalars: None
+        # TensorFlow takes seconds to import and is an extra: "zipjax[tensorboard]".
+        from clu import metric_writers
+
+        writer = metric_writers.SummaryWriter(str(self.workdir / "tensorboard" / name))
+        return writer.write_scalars
+
+
+def pretrained(config: Config, network: nn.Module, split: Split) -> Networks:
+    """Reads PyTorch networks that others trained.
+
+    The folder ``config.checkpoints`` holds ``model_a.safetensors``,
+    ``model_b.safetensors`` and so on; ``class_embeddings.npy``, the targets of all
+    classes ``[classes, dim]``; and ``train_ids.json``, the numbers of the calibration
+    images in the training set, in their order. The networks are the same for all
+    seeds, which only draw the order in which recipes iterate.
+
+    Args:
+      config: the experiment's configuration; ``classes`` says who knows which.
+      network: what the checkpoints are loaded into.
+      split: training examples with their ids.
+
+    Raises:
+      ValueError: if the config names no classes, an image is not in the dataset, or a
+        checkpoint is of another network.
+      OSError: if a file cannot be read.
+    """
+    if not config.classes:
+        raise ValueError(
+            f"the networks in {config.checkpoints!r} know classes that the config does "
+            "not name: set config.classes to those of every network"
+        )
+    folder = Path(config.checkpoints)
+    numbers = json.loads((folder / "train_ids.json").read_text(encoding="utf-8"))
+    ids = [f"train_{number:05d}" for number in numbers[: config.calibration_images]]
+    read = functools.partial(_read, network, folder)
+    return Networks(
+        folder.name,
+        _tasks(config, np.load(folder / "class_embeddings.npy")),
+        [read(f"model_{letter(k).lower()}") for k in range(config.num_tasks)],
+        _with_ids(split, ids),
+        {seed: jax.random.key(seed) for seed in config.seeds},
+    )
+
+
+def _read(network: nn.Module, folder: Path, name: str) -> Variables:
+    return to_flax(network, load_state_dict(folder / f"{name}.safetensors"))
+
+
+def _tasks(
+    config: Config, embeddings: np.ndarray, key: jax.Array | None = None
+) -> list[Task]:
+    """Makes the tasks: of the config's classes if it has any, or drawn with a key."""
+    if key is None or config.classes:
+        return [tasks.some_classes(own, embeddings) for own in config.classes]
+    return tasks.make_tasks(
+        config.tasks, config.num_tasks, embeddings, config.text_encoder, key
+    )
+
+
+def _with_ids(split: Split, ids: list[str]) -> Split:
+    """Returns the examples of these ids, in their order."""
+    known = [] if split.ids is None else split.ids.tolist()
+    places = {name: number for number, name in enumerate(known)}
+    if missing := [name for name in ids if name not in places]:
+        raise ValueError(
+            f"train_ids.json names {len(missing)} images that are not among the "
+            f"{len(places)} ids of the dataset, such as {missing[0]!r}: load the "
+            "dataset that the networks were calibrated with"
+        )
+    return split.take(np.array([places[name] for name in ids], int))

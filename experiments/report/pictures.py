@@ -1,0 +1,115 @@
+"""The report's pictures with their words."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import zipjax
+from experiments.report import contours, curves, plots
+from experiments.report.plane import Landscape
+from experiments.report.report import Picture
+from experiments.results import Result
+
+_MATRICES = 4
+
+
+def depth(results: Sequence[Result], total_layers: int) -> Picture:
+    """Draws accuracy against depth."""
+    return Picture(
+        plots.accuracy_against_depth(results, total_layers),
+        "Accuracy against the number of zipped layers: 0 is the ensemble, at the right "
+        "everything is zipped. Bars: one standard deviation over seeds.",
+        "Line plot of accuracy against depth",
+    )
+
+
+def iterations(
+    sweeps: Mapping[str, Sequence[zipjax.Sweep]],
+    searches: Mapping[tuple[str, ...], Mapping[str, zipjax.Search]],
+) -> list[Picture]:
+    """Draws how recipes iterated (once each) and how their settings were chosen.
+
+    Args:
+      sweeps: the sweeps of every method by its title.
+      searches: by title and names of the settings, and by networks.
+    """
+    drawn = []
+    if sweeps:
+        objective = Picture(
+            curves.objective_curves(sweeps),
+            "Mean similarity of matched units after every sweep over the perms, as a "
+            "share of the best (in brackets), which is kept. First seed.",
+            "Line plot of the objective against the sweep",
+        )
+        drawn.append(objective)
+    by_names: dict[tuple[str, ...], dict[str, list[zipjax.Search]]] = {}
+    for (title, *names), found in searches.items():
+        by_names.setdefault(tuple(names), {})[title] = list(found.values())
+    for names, found in by_names.items():
+        chosen = Picture(
+            curves.search_curves(found),
+            f"Choice of {' and '.join(names)} on training images: thin lines are "
+            "networks, thick ones their means, rings what was chosen.",
+            f"Line plot of training accuracy against {names[0]}",
+        )
+        drawn.append(chosen)
+    return drawn
+
+
+def matches(
+    assignments: Mapping[str, np.ndarray],
+    moments: Mapping[str, zipjax.Moments],
+    num_models: int,
+    where: str,
+) -> list[Picture]:
+    """Draws how units were matched, and a few perms' correlations.
+
+    Args:
+      assignments: the merged unit of every unit, by perm.
+      moments: of the perms' units.
+      num_models: number of models.
+      where: a sentence that says which models these are.
+
+    Returns:
+      The pictures; none if there are no assignments.
+    """
+    if not assignments:
+        return []
+    correlations = {
+        perm: np.asarray(moments[perm].correlation(), np.float64)
+        for perm in assignments
+    }
+    kinds = Picture(
+        plots.merge_kinds(assignments, num_models),
+        f"What the merged units of every layer are made of. {where}",
+        "Stacked bars of the kinds of merged units in every layer",
+    )
+    matched = Picture(
+        plots.matched_correlations(correlations, assignments, num_models),
+        f"Correlations of the units that were merged with each other. {where}",
+        "Histogram of matched correlations",
+    )
+    places = np.linspace(0, len(assignments) - 1, min(_MATRICES, len(assignments)))
+    shown = [list(assignments)[place] for place in places.round().astype(int)]
+    matrices = [
+        Picture(
+            plots.correlation_matrix(
+                correlations[perm], assignments[perm], num_models, perm
+            ),
+            f"Correlations of all units of {perm}, as they were merged. {where}",
+            f"Correlation matrix of the units of {perm}",
+        )
+        for perm in shown
+    ]
+    return [kinds, matched, *matrices]
+
+
+def plane(landscape: Landscape, where: str) -> Picture:
+    """Draws the tasks' losses on the plane through A, B and their zip."""
+    return Picture(
+        contours.loss_contours(landscape),
+        "Loss of either task on the plane through model A, model B with its units in "
+        "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
+        f"space of parameters. {where}",
+        "Contours of the loss of task A and of task B on a plane of networks",
+    )

@@ -1,0 +1,209 @@
+"""The plane through two networks and their zip, and the tasks' losses on it.
+
+ZipIt!, Figure 2. The plane goes through model A, model B with its units in A's order
+(Permute), and the zipped network, whose merged units are put in A's order too: which
+number a merged unit has is arbitrary, and would only move the zip away from the others.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from scipy.special import log_softmax
+
+import zipjax
+from experiments.parents.tasks import Task
+from experiments.parents.train import Variables
+
+_SCALE = 100.0  # CLIP's logit scale.
+_MARGIN = 0.35  # Around the corners, as a share of the distance of A and B.
+_FLAT = 1e-4  # A triangle is a line if its height is a smaller share of its base.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plane:
+    """A plane in the space of parameters.
+
+    Attributes:
+      model: the network at (0, 0); what is no parameter is always as it has it.
+      axes: the plane's orthonormal axes ``[2, parameters]``.
+      corners: coordinates of what the plane was laid through ``[3, 2]``.
+    """
+
+    model: Variables
+    axes: Float[np.ndarray, "2 parameters"]
+    corners: Float[np.ndarray, "3 2"]
+
+    @classmethod
+    def through(cls, corners: Sequence[Variables]) -> "Plane | None":
+        """Lays a plane through three networks; None if they lie on a line.
+
+        The first network is the origin and the second one lies on the first axis.
+        """
+        origin, *others = map(_flat, corners)
+        base, side = (other - origin for other in others)
+        width = np.linalg.norm(base)
+        first = base / max(width, np.finfo(float).tiny)
+        along = first @ side
+        rest = side - along * first
+        height = np.linalg.norm(rest)
+        if height <= _FLAT * width:
+            return None
+        places = np.array([[0, 0], [width, 0], [along, height]])
+        return cls(corners[0], np.stack([first, rest / height]), places)
+
+    def at(self, x: float, y: float) -> Variables:
+        """Returns the network at a point."""
+        params = _unflat(_flat(self.model) + [x, y] @ self.axes, self.model["params"])
+        return {**self.model, "params": params}
+
+    def grid(self, points: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the coordinates ``[points]`` of a grid around the corners."""
+        margin = _MARGIN * self.corners[1, 0]
+        low, high = self.corners.min(0) - margin, self.corners.max(0) + margin
+        x, y = np.linspace(low, high, points).T
+        return x, y
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Landscape:
+    """Every task's loss on a plane.
+
+    Attributes:
+      x: coordinates of the columns.
+      y: coordinates of the rows.
+      losses: of every task and point.
+      corners: coordinates of A, of B and of the zip ``[3, 2]``.
+    """
+
+    x: Float[np.ndarray, "columns"]
+    y: Float[np.ndarray, "rows"]
+    losses: Float[np.ndarray, "tasks rows columns"]
+    corners: Float[np.ndarray, "3 2"]
+
+    @classmethod
+    def of(
+        cls,
+        corners: Sequence[Variables],
+        losses: Callable[[Variables], np.ndarray],
+        points: int,
+        track: Callable[[Iterable], Iterable] = iter,
+    ) -> "Landscape | None":
+        """Measures losses on the plane through A, B and the zip.
+
+        Args:
+          corners: these networks.
+          losses: returns the losses ``[tasks]`` of a network.
+          points: of the grid, a side.
+          track: wraps the points in a progress bar.
+
+        Returns:
+          The losses; None if the networks lie on a line, as they do when a zip does no
+          more than permute.
+        """
+        plane = Plane.through(corners)
+        if plane is None:
+            return None
+        x, y = plane.grid(points)
+        places = [(column, row) for row in y for column in x]
+        found = np.array([losses(plane.at(*place)) for place in track(places)])
+        return cls(x, y, found.T.reshape(-1, points, points), plane.corners)
+
+
+def corners(
+    models: Sequence[Variables],
+    spec: zipjax.PermutationSpec,
+    moments: Mapping[str, zipjax.Moments],
+    zipped: Mapping[str, np.ndarray],
+) -> list[Variables]:
+    """Returns model A, B with its units in A's order, and the zip in A's order.
+
+    Args:
+      models: A and B.
+      spec: their permutation spec.
+      moments: of both.
+      zipped: assignments ``[*groups, N*n]`` of a zip of all layers that keeps widths.
+    """
+    aligned = zipjax.match(models, spec, zipjax.permute(), moments=moments)
+    ordered = {perm: in_order(zipped[perm], aligned[perm]) for perm in aligned}
+    # With all the weight, B is what it was but for the order of its units.
+    permuted = zipjax.merge_units(models, spec, aligned, weights=(0, 1))
+    merged = zipjax.merge_units(models, spec, ordered)
+    return [models[0], permuted.params(), merged.params()]
+
+
+def in_order(
+    assignment: Int[np.ndarray, "*groups total"],
+    aligned: Int[np.ndarray, "*groups total"],
+) -> Int[np.ndarray, "*groups total"]:
+    """Numbers merged units as the units of model A that they are most made of.
+
+    Aligned units share a number of A's. The merged units are numbered so that as many
+    units as possible keep theirs.
+
+    Args:
+      assignment: where units go in a merge of one's own widths.
+      aligned: where they go in an alignment with A; of groups that were matched alike.
+
+    Returns:
+      The same merge, with other numbers.
+    """
+
+    def renumbered(merged: np.ndarray, places: np.ndarray) -> np.ndarray:
+        size = places.max() + 1
+        shared = np.zeros((size, size), int)
+        np.add.at(shared, (merged, places), 1)
+        return linear_sum_assignment(shared, maximize=True)[1][merged]
+
+    rows = [np.reshape(each, (-1, each.shape[-1])) for each in (assignment, aligned)]
+    return np.stack(list(map(renumbered, *rows))).reshape(assignment.shape)
+
+
+def task_losses(
+    outputs: Float[np.ndarray, "images dim"],
+    labels: Int[np.ndarray, "images"],
+    tasks: Sequence[Task],
+) -> Float[np.ndarray, "tasks"]:
+    """Returns every task's mean cross-entropy on its images, among its classes.
+
+    Logits are 100 times the cosine of an output and a class's text embedding.
+
+    Raises:
+      ValueError: if a task has no image.
+    """
+    losses = []
+    for number, task in enumerate(tasks):
+        classes = task.classes[labels]
+        mine = classes >= 0
+        if not mine.any():
+            raise ValueError(
+                f"task {number} has none of the {len(labels)} images that losses are "
+                "measured on: raise config.plane.images"
+            )
+        cosines = _unit(outputs[mine]) @ _unit(task.targets).T
+        scores = log_softmax(_SCALE * cosines, axis=1)
+        losses.append(-scores[np.arange(len(scores)), classes[mine]].mean())
+    return np.array(losses)
+
+
+def _unit(rows: np.ndarray) -> Float[np.ndarray, "rows dim"]:
+    wide = np.asarray(rows, np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-6)
+
+
+def _flat(model: Variables) -> Float[np.ndarray, "parameters"]:
+    leaves = jax.tree_util.tree_leaves(model["params"])
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+
+
+def _unflat(flat: Float[np.ndarray, "parameters"], like: Variables) -> Variables:
+    leaves, structure = jax.tree_util.tree_flatten(like)
+    parts = np.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    shaped = [
+        part.reshape(leaf.shape).astype(leaf.dtype)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(structure, shaped)

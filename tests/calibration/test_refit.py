@@ -1,0 +1,388 @@
+"""Refitting, against least squares in numpy and functions that must stay."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import zipjax
+from tests.networks import (
+    FlattenNet,
+    dense_apply,
+    dense_params,
+    dense_spec,
+    flatten_spec,
+    images,
+    relative_error,
+    variables,
+)
+from zipjax.calibration.passes import Network, Pass
+from zipjax.models import vit
+from zipjax.program.layers import find_layers
+from zipjax.program.program import trace
+from zipjax.program.rows import input_rows, kernel_matrix, matrix_kernel, output_rows
+from zipjax.trees import path_leaves
+
+WIDTHS = (6, 8, 7, 3)
+MODELS = [dense_params(WIDTHS, seed) for seed in (1, 2)]
+SPEC = dense_spec(WIDTHS)
+X = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+BATCHES = [X[:60], X[60:]]
+# Pairs across the models, but also within them.
+ASSIGNMENTS = {
+    "h0": np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2, 3, 4, 5, 6]),
+    "h1": np.array([*range(7), 3, 0, 1, 2, 6, 5, 4]),
+}
+
+
+def merge_matrix(assignment):
+    one_hot = np.eye(assignment.max() + 1)[assignment].T
+    return one_hot / one_hot.sum(1, keepdims=True)
+
+
+def hidden(params, x):
+    """Every layer's value before its ReLU, in float64."""
+    values = []
+    for layer in params["layers"]:
+        x = np.maximum(x, 0) if values else x
+        x = x @ np.float64(layer["w"]) + np.float64(layer["b"])
+        values.append(x)
+    return values
+
+
+def least_squares(x, y, weights, ridge):
+    """The ridge solution by numpy's lstsq on centred, extended equations."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = x - mean_x, y - mean_y
+    weight = np.sqrt(ridge * np.square(x).sum(0).mean())
+    rows = np.concatenate([x, weight * np.eye(x.shape[1])])
+    found = np.linalg.lstsq(rows, np.concatenate([y, weight * weights]))[0]
+    return found, mean_y - mean_x @ found
+
+
+def expected_refit(merged, ridge):
+    both = [
+        np.concatenate(v, 1) for v in zip(*(hidden(m, X) for m in MODELS), strict=True)
+    ]
+    mixes = [*map(merge_matrix, ASSIGNMENTS.values()), np.tile(np.eye(3) / 2, 2)]
+    x, layers = np.float64(X), []
+    for layer, value, mix in zip(merged["layers"], both, mixes, strict=True):
+        x = np.maximum(x, 0) if layers else x
+        w, b = least_squares(x, value @ mix.T, np.float64(layer["w"]), ridge)
+        layers.append({"w": w, "b": b})
+        x = x @ w + b
+    return {"layers": layers}
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1.0])
+def test_without_sweeps_layers_solve_ridge_regressions(ridge):
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    refit = zipjax.refit(
+        dense_apply, MODELS, merged, ASSIGNMENTS, BATCHES, ridge=ridge, sweeps=0
+    )
+    expected = path_leaves(expected_refit(merged.params(), ridge))
+    for path, leaf in path_leaves(refit.params()).items():
+        assert relative_error(leaf, expected[path]) < 1e-3, path
+
+
+def without_biases(params, x):
+    return jnp.square(x @ params["a"] + 0.3) @ params["b"] - 0.2
+
+
+def test_without_biases_nothing_is_centred():
+    models = [{"a": m["layers"][0]["w"], "b": m["layers"][1]["w"]} for m in MODELS]
+    axes = {"a": (None, zipjax.Axis("h0", "out")), "b": (zipjax.Axis("h0", "in"), None)}
+    spec = zipjax.PermutationSpec(axes, {"h0": zipjax.Perm(8)})
+    assignments = {"h0": ASSIGNMENTS["h0"]}
+    merged = zipjax.merge_units(models, spec, assignments)
+    refit = zipjax.refit(without_biases, models, merged, assignments, BATCHES)
+    mixes = [merge_matrix(ASSIGNMENTS["h0"]), np.tile(np.eye(7) / 2, 2)]
+    x = np.asarray(X, np.float64)
+    inputs = [x, x]
+    for path, mix, offset in zip("ab", mixes, (0.3, -0.2), strict=True):
+        values = [
+            x @ np.asarray(m[path], np.float64) + offset
+            for x, m in zip(inputs, models, strict=True)
+        ]
+        before = np.float64(merged.params()[path])
+        gram = x.T @ x
+        ridge = 1e-3 * np.trace(gram) / len(gram)
+        wanted = x.T @ (np.concatenate(values, 1) @ mix.T - offset)
+        w = np.linalg.solve(gram + ridge * np.eye(len(gram)), wanted + ridge * before)
+        assert relative_error(refit.params()[path], w) < 1e-3
+        x, inputs = np.square(x @ w + offset), [np.square(v) for v in values]
+
+
+def test_sweeps_lower_the_error_behind_the_relu():
+    # A stem that cannot reach its target: two models with inputs of their own.
+    models = [jax.tree.map(jnp.array, m) for m in MODELS]
+    merged = zipjax.merge_units(models, SPEC, ASSIGNMENTS)
+    wide = [{"layers": [*m["layers"]]} for m in models]
+    apply_fn = functools.partial(quadratic, MODELS[0])
+    errors = []
+    for sweeps in (0, 1, 8):
+        refit = zipjax.refit(
+            apply_fn, wide, merged, ASSIGNMENTS, BATCHES, ridge=1e-6, sweeps=sweeps
+        )
+        values = [np.asarray(first(apply_fn, m)) for m in (*wide, refit.params())]
+        target = np.concatenate(values[:2], 1) @ merge_matrix(ASSIGNMENTS["h1"]).T
+        found = np.maximum(values[2], 0) - np.maximum(target, 0)
+        errors.append(np.square(found).sum())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def quadratic(_, params, x, *, behind=3):
+    first_layer, second, head = params["layers"]
+    x = jnp.square(x @ first_layer["w"] + first_layer["b"])
+    x = x @ second["w"] + second["b"]
+    return x if behind == 2 else jax.nn.relu(x) @ head["w"] + head["b"]
+
+
+def first(apply_fn, params):
+    return apply_fn(params, X, behind=2)
+
+
+def test_copies_of_one_network_stay_as_they_are():
+    net, spec = FlattenNet(), flatten_spec(16)
+    model = variables(net, (8, 8, 3), 1)
+    copies = [model, model]
+    assignments = {p: np.tile(np.arange(n), 2) for p, n in spec.sizes.items()}
+    merged = zipjax.merge_units(copies, spec, assignments)
+    x = images(40, (8, 8, 3))
+    refit = zipjax.refit(net.apply, copies, merged, assignments, [x[:20], x[20:]])
+    expected = np.asarray(net.apply(model, x))
+    np.testing.assert_allclose(
+        zipjax.apply(net.apply, refit, x), expected, atol=1e-3 * expected.std()
+    )
+
+
+def residual(params, x):
+    stream = jax.nn.relu(x @ params["a"])
+    branch = jax.nn.relu(stream @ params["b"] + 0.1) @ params["c"] + params["bias"]
+    return jax.nn.relu(stream + branch) @ params["d"]
+
+
+def test_layers_of_a_residual_block():
+    shapes = {"a": (3, 4), "b": (4, 5), "bias": (4,), "c": (5, 4), "d": (4, 2)}
+    params = {k: jnp.ones(shape) for k, shape in shapes.items()}
+    layers = find_layers(trace(residual, params, jnp.ones((2, 3))))
+    assert list(layers) == ["a", "b", "c", "d"]
+    assert [layer.bias for layer in layers.values()] == [None, None, "bias", None]
+    assert [layer.rest is not None for layer in layers.values()] == [0, 0, 1, 0]
+    # The stream is read by the branch too, as it is behind its own ReLU.
+    assert [layer.relu for layer in layers.values()] == [True, True, True, False]
+
+
+def shared(params, x):
+    return (x @ params["a"]) @ params["a"] @ params["b"] + params["b"].sum()
+
+
+def test_kernels_that_are_read_twice_are_no_layers():
+    params = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3))}
+    assert not find_layers(trace(shared, params, jnp.ones((2, 3))))
+
+
+CONVOLUTIONS = [
+    ("NHWC", "HWIO", {"window_strides": (2, 1), "padding": "SAME"}),
+    ("NCHW", "OIHW", {"window_strides": (1, 2), "padding": [(2, 0), (-1, 3)]}),
+    (
+        "NHWC",
+        "HWIO",
+        {
+            "window_strides": (1, 1),
+            "padding": [(0, 1), (0, 0)],
+            "rhs_dilation": (2, 1),
+            "lhs_dilation": (1, 2),
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "kernel", "options"), CONVOLUTIONS)
+def test_rows_of_convolutions(data, kernel, options):
+    sizes = {"N": 2, "C": 3, "O": 4, "I": 3}
+    rng = np.random.default_rng(0)
+    places = dict(zip("HW", (7, 6), strict=True)), dict(zip("HW", (3, 2), strict=True))
+    x, w = (
+        jnp.asarray(rng.normal(size=[(sizes | side)[k] for k in names]), jnp.float32)
+        for names, side in zip((data, kernel), places, strict=True)
+    )
+
+    def apply_fn(params, x):
+        return lax.conv_general_dilated(
+            x, params["w"], dimension_numbers=(data, kernel, data), **options
+        )
+
+    check_rows(apply_fn, w, x)
+
+
+CONTRACTIONS = [("bij,jk->bik", (4, 5)), ("bij,ijk->bk", (3, 4, 5)),
+                ("kj,bj->kb", (5, 4))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("equation", "shape"), CONTRACTIONS)
+def test_rows_of_products(equation, shape):
+    rng = np.random.default_rng(0)
+    data = (2, 4) if equation.startswith("k") else (2, 3, 4)
+    x = jnp.asarray(rng.normal(size=data), jnp.float32)
+    w = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def apply_fn(params, x):
+        operands = (params["w"], x) if equation.startswith("k") else (x, params["w"])
+        return jnp.einsum(equation, *operands)
+
+    check_rows(apply_fn, w, x)
+
+
+def check_rows(apply_fn, w, x):
+    layer = find_layers(trace(apply_fn, {"w": w}, x))["w"]
+    matrix = kernel_matrix(layer, w)
+    product = trace_value(apply_fn, w, x, layer)
+    np.testing.assert_allclose(
+        input_rows(layer, x) @ matrix, output_rows(layer, product), atol=1e-5
+    )
+    np.testing.assert_array_equal(matrix_kernel(layer, matrix, w), w)
+
+
+def trace_value(apply_fn, w, x, layer):
+    """The product as the equation itself computes it: einsum may move axes behind."""
+    operands = (w, x) if layer.side == 0 else (x, w)
+    primitive = layer.equation.primitive
+    return primitive.bind(*operands, **layer.equation.params)
+
+
+def test_heads_are_refitted_to_their_own_models():
+    moments = zipjax.collect_moments(dense_apply, MODELS, SPEC, BATCHES)
+    assignments = zipjax.match(
+        MODELS, SPEC, zipjax.zipit(), moments=moments, stop_at="h1"
+    )
+    merged = zipjax.merge_units(MODELS, SPEC, assignments, stop_at="h1")
+
+    def errors(network):
+        outputs = zipjax.apply(dense_apply, network, X)
+        pairs = zip(outputs, MODELS, strict=True)
+        return [np.square(y - dense_apply(m, X)).mean() for y, m in pairs]
+
+    def refit(**options):
+        return zipjax.refit(
+            dense_apply, MODELS, merged, assignments, BATCHES, **options
+        )
+
+    plain, trunk, whole = errors(merged), errors(refit(heads=False)), errors(refit())
+    for before, half, after in zip(plain, trunk, whole, strict=True):
+        assert after < half < before
+
+
+def test_between_layers_values_are_on_the_host():
+    current = Pass(Network(dense_apply, MODELS[0], [(x,) for x in BATCHES]), MODELS[0])
+    current.advance("layers/1/w")
+    inputs = current.layers()["layers/1/w"].inputs
+    expected = np.maximum(hidden(MODELS[0], BATCHES[1])[0], 0)
+    (value,) = current.read(1, (inputs,))
+    assert isinstance(value, np.ndarray)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+
+
+def test_a_refit_needs_batches():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    with pytest.raises(ValueError, match="no batches"):
+        zipjax.refit(dense_apply, MODELS, merged, ASSIGNMENTS, [])
+
+
+def test_assignments_must_be_those_of_the_merge():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    other = ASSIGNMENTS | {"h1": np.tile(np.arange(3), 5)[:14]}
+    with pytest.raises(ValueError, match=r"'h1' has 3 merged units.* 7"):
+        zipjax.refit(dense_apply, MODELS, merged, other, BATCHES)
+
+
+def test_the_ensemble_answers_with_the_surest_model():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(5, 6)) * 3
+    tasks = [[3, 0], [1, 4, 2]]
+    # An output of zeros is as near to one class as to another.
+    first_output = jnp.asarray([embeddings[0] * 2, np.zeros(6)], jnp.float32)
+    second_output = jnp.asarray([np.zeros(6), embeddings[4]], jnp.float32)
+    target = zipjax.ensemble_target(embeddings, tasks, sharpness=32)
+    found = np.asarray(target([first_output, second_output]))
+    lengths = np.linalg.norm(embeddings[[0, 4]], axis=1) * [2, 1] / 2
+    expected = embeddings[[0, 4]]
+    expected *= (lengths / np.linalg.norm(expected, axis=1))[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_ensemble_needs_a_task_a_model():
+    target = zipjax.ensemble_target(np.eye(3), [[0], [1, 2]])
+    with pytest.raises(ValueError, match="one task a model"):
+        target([jnp.ones((1, 3))])
+
+
+VIT = vit.ViT(3, width=6, depth=1, heads=2, patch=4, hidden=5, class_token=False)
+VIT_IMAGES = images(30, (8, 8, 1))
+
+
+def pairs_within_and_across():
+    """Assignments of two ViTs; heads are matched as a whole, the second's swapped."""
+    rng = np.random.default_rng(0)
+    sizes = {name: perm.size for name, perm in vit.spec(VIT).perms.items()}
+    nested = [name for name in sizes if name.endswith(("/qk", "/vo"))]
+    draw = {
+        name: rng.permutation(np.tile(np.arange(n), 2)) for name, n in sizes.items()
+    }
+    draw |= {k: np.array([[0, 0, 0, 1, 2, 2], [2, 1, 0, 0, 2, 1]]) for k in nested}
+    return draw | {"blocks_0/attn/heads": np.array([0, 1, 1, 0])}
+
+
+def merged_qkv(values, assignments):
+    """The models' queries, keys and values, averaged head by head as they match.
+
+    Keys are added where queries are averaged: their products are what counts.
+    """
+    both = np.stack([np.float64(v).reshape(-1, 3, 2, 3) for v in values])
+    out = np.zeros(both.shape[1:])
+    for part, name in enumerate(("qk", "qk", "vo")):
+        for head, row in enumerate(assignments[f"blocks_0/attn/{name}"]):
+            for unit in range(3):
+                members = [
+                    both[model, :, part, head if model == 0 else 1 - head, j]
+                    for model, j in np.argwhere(row.reshape(2, 3) == unit)
+                ]
+                total = np.sum(members, axis=0)
+                share = 1 / 2 if part == 1 else 1 / len(members)
+                out[:, part, head, unit] = total * share
+    return out.reshape(len(out), -1)
+
+
+@jax.jit
+def recorded(params):
+    return VIT.apply(params, VIT_IMAGES, capture_intermediates=True)[1]
+
+
+def attention_values(params):
+    """What the fused layer reads and returns, as Flax records it."""
+    seen = path_leaves(recorded(params)["intermediates"]["blocks_0"])
+    values = (seen[f"{layer}/__call__/0"] for layer in ("norm1", "attn/qkv"))
+    return [np.float64(value).reshape(-1, value.shape[-1]) for value in values]
+
+
+def test_queries_keys_and_values_of_one_kernel():
+    models = [variables(VIT, (8, 8, 1), seed) for seed in (1, 2)]
+    assignments = pairs_within_and_across()
+    merged = zipjax.merge_units(models, vit.spec(VIT), assignments)
+    refit = zipjax.refit(VIT.apply, models, merged, assignments, [VIT_IMAGES])
+    targets = [attention_values(model)[1] for model in models]
+    before, after = (
+        network.params()["params"]["blocks_0"]["attn"]["qkv"]
+        for network in (merged, refit)
+    )
+    kernel, bias = least_squares(
+        attention_values(refit.params())[0],
+        merged_qkv(targets, assignments),
+        np.float64(before["kernel"]),
+        1e-3,
+    )
+    assert relative_error(after["kernel"], kernel) < 1e-3
+    assert relative_error(after["bias"], bias) < 1e-3

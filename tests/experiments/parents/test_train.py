@@ -1,0 +1,78 @@
+"""Training: augmentation, and where it starts from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.defaults import training
+from experiments.parents.data import Pixels, Split
+from experiments.parents.train import Look, train
+from zipjax.models import mlp
+
+NETWORK = mlp.MLP((5,), 3)
+TARGETS = jnp.eye(2, 3)
+
+
+def run(config, start=None, seed=0):
+    images = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
+    split = Split(images, np.arange(8) % 2, Pixels((0.5,), (2.0,)))
+    silent = (lambda steps, title: steps), (lambda step, scalars: None)
+    key = jax.random.key(seed)
+    return split, train(NETWORK, split, TARGETS, key, config, *silent, "x", start)
+
+
+def test_augmented_images_are_flipped_windows_of_the_padded_ones(key):
+    image = np.arange(1.0, 37.0, dtype=np.float32).reshape(6, 6)
+    images = jnp.repeat(jnp.asarray(image)[None, :, :, None], 100, 0)
+    look = Look(Pixels(), flip=True, crop=2)
+    windows = {
+        np.pad(side, 2)[r : r + 6, c : c + 6].tobytes()
+        for side in (image, image[:, ::-1])
+        for r in range(5)
+        for c in range(5)
+    }
+    made = {seen.tobytes() for seen in np.asarray(look.seen(images, key))[..., 0]}
+    assert made <= windows
+    assert len(made) > 35  # of 50
+    plain = Look(Pixels(), flip=False, crop=0).seen(images, key)
+    np.testing.assert_array_equal(plain, images)
+
+
+def test_one_step_is_adamw_on_normalised_images():
+    config = training(epochs=1, batch_size=8, learning_rate=0.1, weight_decay=0.3)
+    start = NETWORK.init(jax.random.key(3), jnp.zeros((1, 2, 2, 1)))
+    split, trained = run(config, start)
+
+    def loss(params):
+        outputs = NETWORK.apply({"params": params}, (split.images - 0.5) / 2)
+        cosine = outputs @ TARGETS.T / jnp.linalg.norm(outputs, axis=1, keepdims=True)
+        logits = 100 * cosine
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, split.labels
+        ).mean()
+
+    optimizer = optax.adamw(0.1, weight_decay=0.3)
+    params = start["params"]
+    grads = jax.grad(loss)(params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    expected = optax.apply_updates(params, updates)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-4),
+        trained["params"],
+        expected,
+    )
+
+
+def test_networks_from_one_start_stay_near_each_other():
+    config = training(epochs=2, batch_size=4, learning_rate=1e-3)
+    _, start = run(config)
+    kept = jax.tree.map(np.array, start)
+    tuned = [run(config, start, seed)[1] for seed in (1, 2)]
+    fresh = run(config, seed=1)[1]
+
+    def distance(x, y):
+        return float(optax.tree.norm(optax.tree.sub(x["params"], y["params"])))
+
+    assert 0 < distance(tuned[0], tuned[1]) < 0.1 * distance(tuned[0], fresh)
+    assert distance(start, kept) == 0

@@ -1,0 +1,58 @@
+"""Entries of single axes: sizes, leaves, JSON."""
+
+import json
+
+import pytest
+
+from zipjax import Axis, Fixed, Product, Sum
+from zipjax.spec.entries import decode, encode, entry_size, leaf_axes
+
+HEADS = Product((Axis("head", "out"), Axis("dim", "out")))
+NESTED = Sum((HEADS, Fixed(3), Product((Fixed(4), Axis("dim", "in")))))
+SIZES = {"head": 2, "dim": 5}
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    "make", [lambda: Axis("h", "both"), lambda: decode({"perm": "h", "role": "both"})]
+)
+def test_a_role_is_out_or_in(make):
+    with pytest.raises(ValueError, match=r"'h' has role 'both'.*'out'.*'in'"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("entry", "size"),
+    [
+        (None, None),
+        (Axis("dim", "in"), 5),
+        (Axis("other", "in"), None),
+        (Fixed(7), 7),
+        (HEADS, 2 * 5),
+        (NESTED, 2 * 5 + 3 + 4 * 5),
+        (Product((HEADS, None)), None),
+        (Sum((HEADS, Axis("other", "in"))), None),
+    ],
+)
+def test_sizes(entry, size):
+    assert entry_size(entry, SIZES) == size
+
+
+def test_leaves_come_from_left_to_right():
+    head, dim = Axis("head", "out"), Axis("dim", "out")
+    assert list(leaf_axes(NESTED)) == [head, dim, Axis("dim", "in")]
+    assert list(leaf_axes(None)) == list(leaf_axes(Fixed(2))) == []
+
+
+@pytest.mark.parametrize("entry", [None, Axis("a", "in"), Fixed(2), HEADS, NESTED])
+def test_json_round_trip(entry):
+    assert decode(json.loads(json.dumps(encode(entry)))) == entry
+
+
+@pytest.mark.parametrize(
+    "data",
+    [3, "dim", {}, {"perm": "a"}, {"perm": 1, "role": "in"}, {"sum": 2}, [None]],
+)
+def test_what_is_no_entry_is_refused(data):
+    with pytest.raises(ValueError, match="no entry"):
+        decode(data)

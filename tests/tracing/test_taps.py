@@ -1,0 +1,295 @@
+"""Taps: where a perm's activations are read, against activations made by hand."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.networks import (
+    FlattenNet,
+    dense_apply,
+    dense_params,
+    dense_spec,
+    flatten_spec,
+    images,
+    randomise,
+    relative_error,
+    variables,
+)
+from zipjax import Axis, Perm, PermutationSpec, Sum
+from zipjax.program.program import trace
+from zipjax.similarity.collecting import tapped_units
+from zipjax.tracing.taps import find_taps
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def units(apply_fn, params, spec, *inputs):
+    found = tapped_units(apply_fn, params, spec, inputs)
+    return {perm: np.asarray(x) for perm, x in found.items()}
+
+
+def test_taps_are_behind_the_relu():
+    widths = (3, 5, 4, 2)
+    params, x = dense_params(widths, 0), images(7, (3,))
+    first, second, _ = (
+        {k: np.asarray(v, np.float64) for k, v in layer.items()}
+        for layer in params["layers"]
+    )
+    h0 = relu(x @ first["w"] + first["b"])
+    h1 = relu(h0 @ second["w"] + second["b"])
+    found = units(dense_apply, params, dense_spec(widths), x)
+    np.testing.assert_allclose(found["h0"], h0, atol=1e-6)
+    np.testing.assert_allclose(found["h1"], h1, atol=1e-6)
+
+
+STREAM_OUT, STREAM_IN = Axis("s", "out"), Axis("s", "in")
+RESIDUAL = PermutationSpec(
+    {
+        "embed": (None, STREAM_OUT),
+        "up": (STREAM_IN, Axis("h", "out")),
+        "down": (Axis("h", "in"), STREAM_OUT),
+        "head": (STREAM_IN, None),
+    },
+    {"s": Perm(4), "h": Perm(6)},
+)
+
+
+def residual(params, x):
+    x = x @ params["embed"]
+    y = jax.nn.relu(x @ params["up"])
+    return jnp.tanh(x + y @ params["down"]) @ params["head"]
+
+
+def test_the_tap_of_a_stream_is_behind_the_last_residual_sum():
+    like = {"embed": shape(3, 4), "up": shape(4, 6), "down": shape(6, 4)}
+    params = randomise(like | {"head": shape(4, 2)}, 0)
+    x = images(5, (3,))
+    w = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    stream = x @ w["embed"]
+    hidden = relu(stream @ w["up"])
+    found = units(residual, params, RESIDUAL, x)
+    np.testing.assert_allclose(found["h"], hidden, atol=1e-6)
+    last = np.tanh(stream + hidden @ w["down"])
+    np.testing.assert_allclose(found["s"], last, atol=1e-6)
+
+
+def global_mean(x):
+    return jnp.mean(x, axis=(1, 2))
+
+
+def global_max(x):
+    return x.max((1, 2))
+
+
+def mean_kept(x):
+    return x.mean((1, 2), keepdims=True).reshape(x.shape[0], -1)
+
+
+def mean_in_two_steps(x):
+    return x.mean(1).mean(1)
+
+
+def windowed(pool):
+    return lambda x: pool(x, x.shape[1:3]).reshape(x.shape[0], -1)
+
+
+def mean_in_half_precision(x):
+    return jnp.mean(x.astype(jnp.bfloat16), (1, 2)).astype(jnp.float32)
+
+
+POOLINGS = {
+    f.__name__: f
+    for f in (
+        global_mean,
+        global_max,
+        mean_kept,
+        mean_in_two_steps,
+        mean_in_half_precision,
+    )
+} | {"avg_pool": windowed(nn.avg_pool), "max_pool": windowed(nn.max_pool)}
+
+POOLED = PermutationSpec(
+    {
+        "conv": (None, None, None, Axis("c", "out")),
+        "head": (Axis("c", "in"), None),
+    },
+    {"c": Perm(5)},
+)
+
+
+def conv(x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, layout)
+
+
+@pytest.fixture(scope="module")
+def pooled_case():
+    params = randomise({"conv": shape(1, 1, 3, 5), "head": shape(5, 2)}, 0)
+    x = images(4, (2, 3, 3))
+    # A 1x1 convolution is a product at every position.
+    expected = relu(x.reshape(-1, 3) @ np.asarray(params["conv"], np.float64)[0, 0])
+    return params, x, expected
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_the_tap_is_before_a_global_pooling(pooled_case, name):
+    params, x, expected = pooled_case
+    pool = POOLINGS[name]
+
+    def apply_fn(params, x):
+        return pool(jax.nn.relu(conv(x, params["conv"]))) @ params["head"]
+
+    found = units(apply_fn, params, POOLED, x)["c"]
+    assert found.dtype == np.float32
+    rounding = 2.0**-8 if "half" in name else 0
+    np.testing.assert_allclose(found, expected, rounding, atol=1e-6)
+
+
+def test_what_lies_behind_a_pooling_is_not_stepped_over(pooled_case):
+    # Only a pooling right before the consumer is.
+    params, x, expected = pooled_case
+
+    def apply_fn(params, x):
+        pooled = jnp.mean(conv(x, params["conv"]), axis=(1, 2))
+        return jnp.tanh(pooled) @ params["head"]
+
+    linear = x.reshape(-1, 3) @ np.asarray(params["conv"], np.float64)[0, 0]
+    behind = np.tanh(linear.reshape(4, 6, 5).mean(1))
+    np.testing.assert_allclose(
+        units(apply_fn, params, POOLED, x)["c"], behind, atol=1e-6
+    )
+    assert expected.shape != behind.shape
+
+
+@pytest.mark.parametrize("pool", [nn.avg_pool, nn.max_pool])
+def test_a_local_pooling_is_not_stepped_over(pool):
+    spec = PermutationSpec(
+        {
+            "first": (None, None, None, Axis("c", "out")),
+            "second": (None, None, Axis("c", "in"), None),
+        },
+        {"c": Perm(5)},
+    )
+    like = {"first": shape(1, 1, 3, 5), "second": shape(3, 3, 5, 2)}
+    params, x = randomise(like, 0), images(4, (4, 6, 3))
+
+    def apply_fn(params, x):
+        x = pool(jax.nn.relu(conv(x, params["first"])), (2, 2), (2, 2))
+        return conv(x, params["second"])
+
+    windows = relu(x @ np.asarray(params["first"], np.float64)[0, 0])
+    windows = windows.reshape(4, 2, 2, 3, 2, 5)
+    reduced = windows.max((2, 4)) if pool is nn.max_pool else windows.mean((2, 4))
+    found = units(apply_fn, params, spec, x)["c"]
+    np.testing.assert_allclose(found, reduced.reshape(-1, 5), atol=1e-6)
+
+
+FLATTEN = flatten_spec(positions=2 * 3)
+
+
+def flatten_activations(net, params, x):
+    """Both perms' activations, from Flax's own record of the layers' outputs."""
+    _, record = net.apply(params, x, capture_intermediates=True)
+    layers = record["intermediates"]
+    normed = relu(np.asarray(layers["norm"]["__call__"][0], np.float32))
+    count, height, width, channels = normed.shape
+    windows = normed.reshape(count, height // 2, 2, width // 2, 2, channels)
+    hidden = np.asarray(layers["hidden"]["__call__"][0], np.float32)
+    return windows.max((2, 4)).reshape(-1, channels), relu(hidden)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_flatten_is_opened(dtype):
+    # In bfloat16 the parameters are cast on their way to the product.
+    net = FlattenNet(dtype)
+    params, x = variables(net, (4, 6, 3), 1), images(5, (4, 6, 3))
+    found = units(net.apply, params, FLATTEN, x)
+    conv, hidden = flatten_activations(net, params, x)
+    assert found["conv"].dtype == found["hidden"].dtype == (dtype or jnp.float32)
+    # Positions are the samples; conv's tap is behind the local pooling.
+    np.testing.assert_allclose(found["conv"].astype(np.float32), conv, atol=1e-6)
+    np.testing.assert_allclose(found["hidden"].astype(np.float32), hidden, atol=1e-6)
+
+
+def test_parts_of_a_concatenation_are_tapped_apart():
+    spec = PermutationSpec(
+        {
+            "a": (None, Axis("a", "out")),
+            "b": (None, Axis("b", "out")),
+            "head": (Sum((Axis("a", "in"), Axis("b", "in"))), None),
+        },
+        {"a": Perm(2), "b": Perm(5)},
+    )
+
+    def apply_fn(params, x):
+        parts = [x @ params["a"], jnp.sin(x @ params["b"])]
+        return jnp.concatenate(parts, axis=1) @ params["head"]
+
+    params = randomise({"a": shape(3, 2), "b": shape(3, 5), "head": shape(7, 1)}, 0)
+    x = images(6, (3,))
+    found = units(apply_fn, params, spec, x)
+    np.testing.assert_allclose(found["a"], x @ params["a"], atol=1e-6)
+    np.testing.assert_allclose(found["b"], np.sin(x @ params["b"]), atol=1e-6)
+
+
+LAYOUTS = {
+    "transposed": lambda w, x: x @ w.T.T,
+    "kernel first": lambda w, x: (w.T @ x.T).T,
+    "einsum": lambda w, x: jnp.einsum("io,bi->bo", w, x),
+    "einsum of more axes": lambda w, x: jnp.einsum("bti,io->bto", x[:, None], w)[:, 0],
+    "cast": lambda w, x: (x.astype(jnp.float16) @ w.astype(jnp.float16)) * 1.0,
+    "1x1 convolution": lambda w, x: conv(x[:, None, None], w[None, None])[:, 0, 0],
+    "jit and remat": jax.jit(jax.checkpoint(lambda w, x: x @ w)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_parameters_are_followed_through_changes_of_layout(name):
+    spec = PermutationSpec(
+        {"w": (None, Axis("h", "out")), "head": (Axis("h", "in"), None)},
+        {"h": Perm(5)},
+    )
+    params = randomise({"w": shape(3, 5), "head": shape(5, 2)}, 0)
+    x = images(4, (3,))
+
+    def apply_fn(params, x):
+        return LAYOUTS[name](params["head"], jnp.tanh(x @ params["w"]))
+
+    found = units(apply_fn, params, spec, x)["h"]
+    expected = np.tanh(x @ np.asarray(params["w"]))
+    assert relative_error(found, expected) < (1e-3 if name == "cast" else 1e-6)
+
+
+def test_a_perm_that_no_product_consumes_is_named():
+    spec = PermutationSpec(
+        {"w": (None, Axis("h", "out")), "scale": (Axis("h", "in"),)}, {"h": Perm(5)}
+    )
+    program = trace(
+        lambda p, x: (x @ p["w"]) * p["scale"],
+        {"w": shape(3, 5), "scale": shape(5)},
+        shape(2, 3),
+    )
+    with pytest.raises(ValueError, match=r"no tap .*\['h'\].*'w', 'scale'.*roles"):
+        find_taps(program, spec)
+
+
+def test_a_consumer_that_the_function_never_uses_is_named():
+    program = trace(
+        lambda p, x: x @ p["w"],
+        {"w": shape(3, 5), "head": shape(5, 2)},
+        shape(2, 3),
+    )
+    spec = PermutationSpec(
+        {"w": (None, Axis("h", "out")), "head": (Axis("h", "in"), None)},
+        {"h": Perm(5)},
+    )
+    with pytest.raises(ValueError, match="no tap was found"):
+        find_taps(program, spec)

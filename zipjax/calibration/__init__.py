@@ -1,0 +1,1 @@
+"""After the merge: batch statistics, REPAIR, and layers refitted by least squares."""

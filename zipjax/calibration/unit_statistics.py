@@ -1,0 +1,57 @@
+"""Means and deviations of a layer's units over all samples."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zipjax.program.layers import Layer, find_layers
+from zipjax.program.program import evaluate, trace
+from zipjax.program.rows import kernel_axes, unit_axes
+from zipjax.trees import path_leaves
+from zipjax.types import ApplyFn, Array, PyTree
+
+# A deviation of less than this of the mean is rounding: the unit is dead.
+_ROUNDING = 1e-6
+
+
+class Statistics(NamedTuple):
+    """Statistics of units, of the kernel's shape where consumed axes have size 1."""
+
+    mean: Any
+    deviation: Any
+
+
+def model_statistics(
+    apply_fn: ApplyFn, kernels: Iterable[str], params: PyTree, arrays: tuple[Any, ...]
+) -> list[Statistics]:
+    """Returns the statistics behind a model's layers, by their kernels' paths."""
+    program = trace(apply_fn, params, *arrays)
+    layers = find_layers(program)
+    chosen = [layers[kernel] for kernel in kernels]
+    flat = jax.tree_util.tree_leaves(arrays)
+    wanted = [layer.value for layer in chosen]
+    values = evaluate(program, path_leaves(params), flat, wanted)
+    return [layer_statistics(x, y) for x, y in zip(chosen, values, strict=True)]
+
+
+def layer_statistics(layer: Layer, y: Array) -> Statistics:
+    """Returns the statistics of the value behind a layer; 0 for dead deviations."""
+    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    units = unit_axes(layer, y.ndim)
+    samples = tuple(k for k in range(y.ndim) if k not in units)
+    # From the first sample on: constants have no deviation, exactly.
+    first = y[tuple(slice(None) if k in units else slice(1) for k in range(y.ndim))]
+    centred = y - first
+    mean, std = centred.mean(samples), centred.std(samples)
+    mean = mean + first.reshape(mean.shape)
+    std = jnp.where(std > _ROUNDING * jnp.abs(mean), std, 0)
+    shape = stat_shape(layer)
+    return Statistics(mean.reshape(shape), std.reshape(shape))
+
+
+def stat_shape(layer: Layer) -> list[int]:
+    """Returns the shape of a layer's statistics."""
+    consumed = kernel_axes(layer)[0]
+    return [1 if k in consumed else size for k, size in enumerate(layer.shape)]

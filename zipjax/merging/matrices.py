@@ -1,0 +1,174 @@
+"""Merge and unmerge matrices from an assignment (ZipIt!, Section 3)."""
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.types import Array
+
+Assignments: TypeAlias = Mapping[str, Int[np.ndarray, "*_groups _total"]]
+"""Where the units of every perm go; nested perms by merged group."""
+
+# Weights are multiples of this: sums of float32 below 1 are then exact in any order.
+_QUANTUM = 2.0**-23
+
+
+def merge_matrices(
+    assignment: Int[np.ndarray, "total"], num_models: int
+) -> tuple[Float[np.ndarray, "units total"], Float[np.ndarray, "total units"]]:
+    """Returns M and U of an assignment, in float32.
+
+    M averages the units that go to one merged unit; U copies a merged unit to each of
+    them. The rows of M sum to 1, U is one-hot and M U = I, all exactly: the weights
+    1/k are rounded to multiples of 2^-23 in such a way that they sum to 1.
+
+    Args:
+      assignment: for each of the N*n units the merged unit it goes to, ``[N*n]``.
+      num_models: number of models N.
+
+    Returns:
+      M ``[units, N*n]`` and U ``[N*n, units]``.
+
+    Raises:
+      ValueError: if the assignment is no vector of integers whose length N divides, or
+        leaves a merged unit out.
+    """
+    assignment = np.asarray(assignment)
+    if (
+        assignment.ndim != 1
+        or not np.issubdtype(assignment.dtype, np.integer)
+        or num_models < 1
+        or assignment.size % num_models
+    ):
+        raise ValueError(
+            f"an assignment is a vector of N*n integers, got {assignment.dtype} of "
+            f"shape {list(assignment.shape)} for N = {num_models} models"
+        )
+    used = np.unique(assignment)
+    if not np.array_equal(used, np.arange(used.size)):
+        raise ValueError(
+            f"an assignment numbers the merged units from 0 without gaps, but it uses "
+            f"{used.tolist()}"
+        )
+    units = np.arange(assignment.size)
+    unmerge = np.zeros((assignment.size, used.size), np.float32)
+    unmerge[units, assignment] = 1
+    merge = np.zeros((used.size, assignment.size), np.float32)
+    merge[assignment, units] = _equal_weights(assignment)
+    return merge, unmerge
+
+
+def model_matrices(
+    assignments: Assignments, spec: PermutationSpec, num_models: int
+) -> dict[str, tuple[Array, Array]]:
+    """Returns M and U of every model and assigned perm.
+
+    Args:
+      assignments: ``{perm: assignment [*groups, N*n]}``. The groups of a nested perm
+        are the merged ones: its row k tells where the units go of those groups of the
+        models that were merged to group k, ``n`` units of each model.
+      spec: the permutation spec, of the models or with merged widths.
+      num_models: number of models N.
+
+    Returns:
+      ``{perm: (M [models, *groups, units, n], U [models, *groups, n, units])}``, where
+      the groups are in each model's own order.
+    """
+    found = {}
+    for perm, assignment in assignments.items():
+        places = _merged_groups(assignments, spec, perm, num_models)
+        rows = [merge_matrices(row, num_models) for row in _rows(assignment)]
+        merge = np.stack([m for m, _ in rows])
+        unmerge = np.stack([u for _, u in rows])
+        size, units = merge.shape[2] // num_models, merge.shape[1]
+        merge = merge.reshape(-1, units, num_models, size).transpose(2, 0, 1, 3)
+        unmerge = unmerge.reshape(-1, num_models, size, units).transpose(1, 0, 2, 3)
+        models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
+        found[perm] = (
+            jnp.asarray(merge[models, places]),
+            jnp.asarray(unmerge[models, places]),
+        )
+    return found
+
+
+def merged_units(
+    assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
+) -> Int[np.ndarray, "total"]:
+    """Returns the merged unit of every unit of all groups, numbered group by group.
+
+    Args:
+      assignments: as for :func:`model_matrices`.
+      spec: the permutation spec.
+      perm: the perm.
+      num_models: number of models N.
+
+    Returns:
+      ``[N * groups * n]``, in the order of the units of moments.
+    """
+    places = _merged_groups(assignments, spec, perm, num_models)
+    rows = np.stack(list(_rows(assignments[perm])))
+    units = rows.reshape(len(rows), num_models, -1)
+    models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
+    merged = places[..., None] * (rows.max() + 1) + units[places, models]
+    return merged.reshape(-1)
+
+
+def check_widths(assignments: Assignments, spec: PermutationSpec) -> None:
+    """Checks that a merged model's spec has the widths that assignments make.
+
+    Raises:
+      ValueError: naming a perm of another width.
+    """
+    for perm, assignment in assignments.items():
+        width = spec.sizes.get(perm)
+        if width != np.max(assignment) + 1:
+            raise ValueError(
+                f"the assignment of perm {perm!r} has {np.max(assignment) + 1} merged "
+                f"units, the merged model {width}: pass the assignments that it was "
+                "merged by"
+            )
+
+
+def _merged_groups(
+    assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
+) -> Int[np.ndarray, "models *groups"]:
+    """Returns the row of a nested perm's assignment that each model's groups have."""
+    groups, sizes = spec.perms[perm].groups, spec.group_sizes(perm)
+    # Of one model and group: the merged groups, from the outermost inwards.
+    merged: dict[str, np.ndarray] = {}
+    models = np.arange(num_models).reshape(-1, *[1] * len(sizes))
+    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
+        shape = [1] * len(sizes)
+        shape[number] = size
+        own = np.arange(size).reshape(1, *shape)
+        if group in assignments:
+            outer = tuple(merged[name] for name in spec.perms[group].groups)
+            own = assignments[group][(*outer, models * size + own)]
+        merged[group] = own
+    rows = np.zeros((num_models, *sizes), int)
+    for group, size in zip(groups, sizes, strict=True):
+        rows = rows * size + merged[group]
+    return rows
+
+
+def _rows(assignment: Int[np.ndarray, "*groups total"]) -> Iterator[np.ndarray]:
+    yield from np.reshape(assignment, (-1, np.shape(assignment)[-1]))
+
+
+def _equal_weights(
+    assignment: Int[np.ndarray, "total"],
+) -> Float[np.ndarray, "total"]:
+    """Returns each unit's weight in its merged unit: 1/k up to 2^-23, with sum 1."""
+    one = round(1 / _QUANTUM)
+    counts = np.bincount(assignment)
+    order = np.argsort(assignment, kind="stable")
+    ranks = np.empty_like(order)
+    starts = np.cumsum(counts) - counts
+    ranks[order] = np.arange(order.size) - np.repeat(starts, counts)
+    # The first members take the quanta that do not divide.
+    quanta = one // counts[assignment] + (ranks < (one % counts)[assignment])
+    return (quanta * _QUANTUM).astype(np.float32)

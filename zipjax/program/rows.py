@@ -1,0 +1,109 @@
+"""A layer as a product of matrices: rows of samples, columns of units."""
+
+import itertools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Float
+
+from zipjax.program.layers import Layer
+from zipjax.types import AnyArray, Array
+
+
+def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
+    """Returns what a layer multiplies by its kernel, a row an output position."""
+    if _is_convolution(layer):
+        return _patches(x, layer)
+    axes = layer.equation.params["dimension_numbers"][0][1 - layer.side]
+    moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    columns = math.prod(x.shape[k] for k in axes)
+    return moved.reshape(-1, columns)
+
+
+def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
+    """Returns a layer's product with another kernel, in the precision of ``x``."""
+    eqn = layer.equation
+    kernel = jnp.asarray(kernel, x.dtype)
+    wide = {"precision": lax.Precision.HIGHEST, "preferred_element_type": x.dtype}
+    params = eqn.primitive.get_bind_params({**eqn.params, **wide})
+    operands = (x, kernel) if layer.side else (kernel, x)
+    return eqn.primitive.bind(*operands, **params)
+
+
+def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
+    """Returns a layer's product, or a value of its shape, as rows of units."""
+    axes = unit_axes(layer, y.ndim)
+    space = jnp if isinstance(y, Array) else np
+    columns = math.prod(y.shape[k] for k in axes)
+    others = [k for k in range(y.ndim) if k not in axes]
+    moved = space.transpose(y, [*others, *axes])
+    return moved.reshape(-1, columns)
+
+
+def unit_axes(layer: Layer, rank: int) -> list[int]:
+    """Returns which axes of a layer's product, of so many, are the units'."""
+    if _is_convolution(layer):
+        return [layer.equation.params["dimension_numbers"].out_spec[1]]
+    contracted = layer.equation.params["dimension_numbers"][0][layer.side]
+    count = layer.rank - len(contracted)
+    return list(range(rank - count, rank) if layer.side else range(count))
+
+
+def kernel_matrix(layer: Layer, kernel: AnyArray) -> Float[np.ndarray, "inputs units"]:
+    """Returns the kernel for :func:`input_rows`, in float64."""
+    consumed, produced = kernel_axes(layer)
+    moved = np.transpose(np.asarray(kernel, np.float64), [*consumed, *produced])
+    return moved.reshape(math.prod(moved.shape[: len(consumed)]), -1)
+
+
+def matrix_kernel(
+    layer: Layer, matrix: Float[np.ndarray, "inputs units"], like: Any
+) -> Array:
+    """The inverse of :func:`kernel_matrix`, of the shape and dtype of ``like``."""
+    axes = [*itertools.chain(*kernel_axes(layer))]
+    opened = matrix.reshape([like.shape[k] for k in axes])
+    return jnp.asarray(np.transpose(opened, np.argsort(axes)), like.dtype)
+
+
+def kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
+    """Returns the kernel's consumed and produced axes, in the order of the rows'."""
+    numbers = layer.equation.params["dimension_numbers"]
+    if _is_convolution(layer):
+        produced, consumed, *window = numbers.rhs_spec
+        return [*window, consumed], [produced]
+    consumed = list(numbers[0][layer.side])
+    return consumed, [k for k in range(layer.rank) if k not in consumed]
+
+
+def _is_convolution(layer: Layer) -> bool:
+    return layer.equation.primitive.name == "conv_general_dilated"
+
+
+def _patches(x: Array, layer: Layer) -> Float[Array, "samples inputs"]:
+    """Cuts the windows of a convolution out of its input."""
+    params = layer.equation.params
+    batch, features, *spatial = params["dimension_numbers"].lhs_spec
+    x = jnp.transpose(x, (batch, *spatial, features))
+    edges = zip(params["padding"], params["lhs_dilation"], strict=True)
+    config = [(low, high, dilation - 1) for (low, high), dilation in edges]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    window = [layer.shape[k] for k in params["dimension_numbers"].rhs_spec[2:]]
+    strides, dilations = params["window_strides"], params["rhs_dilation"]
+    reach = [(n - 1) * d for n, d in zip(window, dilations, strict=True)]
+    ends = [n - r for n, r in zip(x.shape[1:-1], reach, strict=True)]
+    pieces = []
+    for place in itertools.product(*map(range, window)):
+        start = [k * d for k, d in zip(place, dilations, strict=True)]
+        limit = [s + e for s, e in zip(start, ends, strict=True)]
+        pieces.append(
+            lax.slice(
+                x,
+                (0, *start, 0),
+                (x.shape[0], *limit, x.shape[-1]),
+                (1, *strides, 1),
+            )
+        )
+    return jnp.stack(pieces, -2).reshape(-1, len(pieces) * x.shape[-1])

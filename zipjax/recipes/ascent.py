@@ -1,0 +1,144 @@
+"""Matching perms whose similarities depend on one another (MuDSC, Algorithm 1)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import jax
+import numpy as np
+
+from zipjax.merging.matrices import model_matrices
+from zipjax.merging.weights import Matrices
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.types import Array
+
+Assigned: TypeAlias = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The assignments of all zipped perms and the matrices M and U of these."""
+
+    assignments: Assigned
+    matrices: Matrices
+
+    @classmethod
+    def of(cls, assigned: Assigned, spec: PermutationSpec, num_models: int) -> "State":
+        """Makes a state from assignments."""
+        return cls(assigned, model_matrices(assigned, spec, num_models))
+
+    def updated(
+        self, assigned: Assigned, spec: PermutationSpec, num_models: int
+    ) -> "State":
+        """Returns the state with other assignments of some perms.
+
+        These must hold, with a perm, all that is nested in it.
+        """
+        new = model_matrices(assigned, spec, num_models)
+        return State({**self.assignments, **assigned}, {**self.matrices, **new})
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When coordinate descent ends.
+
+    Attributes:
+      sweeps: the largest number of sweeps over all perms.
+      patience: number of sweeps without a better objective after which it ends.
+
+    Raises:
+      ValueError: if a number is below 1.
+    """
+
+    sweeps: int = 30
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.sweeps, self.patience) < 1:
+            raise ValueError(f"{self}: both numbers start at 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What one sweep reached.
+
+    Attributes:
+      number: its number; 0 is the start.
+      objective: the mean similarity of units that are matched with each other.
+      changed: number of perms that were matched otherwise than before.
+    """
+
+    number: int
+    objective: float
+    changed: int
+
+
+Report: TypeAlias = Callable[[Sweep], None]
+
+
+def coordinate_descent(
+    start: State,
+    roots: Sequence[str],
+    rematch: Callable[[str, State], State],
+    objective: Callable[[State], float],
+    schedule: Schedule,
+    key: Array,
+    report: Report,
+) -> State:
+    """Matches perms in turn, each in a new random order, until nothing improves.
+
+    Args:
+      start: the first state.
+      roots: the perms to match in turn; perms nested in one are matched with it.
+      rematch: returns the state with one of them, and what is nested in it, matched
+        anew.
+      objective: the mean similarity of matched units.
+      schedule: when to stop.
+      key: PRNG key of the orders.
+      report: called with the start and with every sweep.
+
+    Returns:
+      The best of the start and the states after each sweep.
+    """
+    now = best = start
+    value = best_value = objective(now)
+    since = 0
+    report(Sweep(0, value, 0))
+    for number in range(1, schedule.sweeps + 1):
+        before = now
+        for k in jax.random.permutation(jax.random.fold_in(key, number), len(roots)):
+            now = rematch(roots[int(k)], now)
+        changed = sum(
+            not np.array_equal(assignment, before.assignments[perm])
+            for perm, assignment in now.assignments.items()
+        )
+        value = objective(now) if changed else value
+        report(Sweep(number, value, changed))
+        since = 0 if value > best_value else since + 1
+        if value > best_value:
+            best, best_value = now, value
+        if not changed or since >= schedule.patience:
+            break
+    return best
+
+
+def matched_similarity(similarity: np.ndarray, merged: np.ndarray) -> tuple[float, int]:
+    """Sums the similarities of units that were merged with each other.
+
+    Args:
+      similarity: ``[units, units]``.
+      merged: the merged unit that each unit went to, ``[units]``.
+
+    Returns:
+      The sum over all pairs and their number.
+    """
+    order = np.argsort(merged, kind="stable")
+    counts = np.bincount(merged)
+    total, pairs, first = 0.0, 0, 0
+    for count in counts[counts > 0]:
+        block = order[first : first + count]
+        inside = similarity[np.ix_(block, block)]
+        total += (inside.sum() - np.trace(inside)) / 2
+        pairs += count * (count - 1) // 2
+        first += count
+    return float(total), int(pairs)

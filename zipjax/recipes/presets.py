@@ -1,0 +1,196 @@
+"""Recipes: how units are matched. Presets over public parts.
+
+A recipe is a matcher, the similarity that it maximises and, where similarities depend
+on how other perms are matched, a schedule:
+
+===============  ============  =============  ==========================
+recipe           matcher       similarity     also known as
+===============  ============  =============  ==========================
+``average``      identity      none           weight averaging
+``permute``      align         activation     A. Align
+``git_rebasin``  align         weight         Rebasin, weight matching
+``zipit``        zip           activation     ZipIt!
+``weight_zip``   zip           weight         W. Zip
+``mudsc``        align or zip  both, blended  MuDSC-Align and MuDSC-Zip
+===============  ============  =============  ==========================
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+from zipjax.matching.align import Reference, match_align
+from zipjax.matching.grouped import Matcher
+from zipjax.matching.identity import match_identity
+from zipjax.matching.zipping import match_zip
+from zipjax.recipes.ascent import Schedule
+from zipjax.similarity.measures import Metric, Similarity
+
+_SCHEDULE = Schedule()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A way of matching units.
+
+    Attributes:
+      name: what tables call it.
+      matcher: maps similarities to an assignment.
+      group_matcher: matches units that hold groups of others (attention heads, the
+        groups of a GroupNorm), one to one.
+      similarity: what is compared; None for matchers that compare nothing.
+      schedule: when to end, if weights are compared.
+      num_units: merged widths by perm, where they are not the models' own; passed to
+        the matcher as ``num_units``.
+    """
+
+    name: str
+    matcher: Matcher
+    group_matcher: Matcher
+    similarity: Similarity | None
+    schedule: Schedule = _SCHEDULE
+    num_units: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def average() -> Recipe:
+    """Weight averaging: unit k of every model goes to merged unit k."""
+    return Recipe("average", match_identity, match_identity, None)
+
+
+def permute(*, reference: Reference = "first") -> Recipe:
+    """Aligns the models' activations (Li et al. 2015).
+
+    The baseline "Permute" of ZipIt! and "A. Align" of MuDSC.
+
+    Args:
+      reference: what models are aligned to: the "first" one, or "all" others, which
+        does not depend on the models' order; see :func:`zipjax.match_align`.
+    """
+    return Recipe("permute", *_align_matchers(reference), Similarity(0.0))
+
+
+def git_rebasin(
+    *,
+    metric: Metric = "inner",
+    statistics: bool = True,
+    reference: Reference = "first",
+    schedule: Schedule = _SCHEDULE,
+) -> Recipe:
+    """Git Re-Basin's weight matching (Ainsworth et al. 2022, Algorithm 1).
+
+    Args:
+      metric: how weights are compared. "inner" products are what Git Re-Basin
+        maximises: their sum never falls from sweep to sweep. MuDSC's baseline takes
+        the "correlation".
+      statistics: whether running statistics count; see :class:`Similarity`.
+      reference: see :func:`permute`.
+      schedule: when to end.
+    """
+    similarity = Similarity(1.0, metric, statistics=statistics)
+    return Recipe("git_rebasin", *_align_matchers(reference), similarity, schedule)
+
+
+def zipit(
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    num_units: Mapping[str, int] | None = None,
+    reference: Reference = "first",
+) -> Recipe:
+    """ZipIt! (Section 3): greedy matching of activations across and within models.
+
+    Args:
+      alpha: factor of a merged unit's similarities; 0: it is never matched again.
+      beta: share of the merges that may be within a model, in equal parts for each
+        model; 0: none.
+      num_units: merged widths of the perms that shall be wider or narrower.
+      reference: what groups are aligned to, where there are groups; see
+        :func:`permute`.
+
+    Raises:
+      ValueError: if alpha or beta lies outside [0, 1].
+    """
+    matchers = _zip_matchers(alpha, beta, reference)
+    return Recipe("zipit", *matchers, Similarity(0.0), num_units=dict(num_units or {}))
+
+
+def weight_zip(
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    num_units: Mapping[str, int] | None = None,
+    metric: Metric = "correlation",
+    reference: Reference = "first",
+    schedule: Schedule = _SCHEDULE,
+) -> Recipe:
+    """Zips units by their weights: MuDSC's baseline "W. Zip" (Section 4.1).
+
+    Args:
+      alpha: see :func:`zipit`.
+      beta: see :func:`zipit`.
+      num_units: see :func:`zipit`.
+      metric: how weights are compared.
+      reference: see :func:`zipit`.
+      schedule: when to end.
+
+    Raises:
+      ValueError: if alpha or beta lies outside [0, 1].
+    """
+    matchers = _zip_matchers(alpha, beta, reference)
+    similarity = Similarity(1.0, metric)
+    return Recipe("weight_zip", *matchers, similarity, schedule, dict(num_units or {}))
+
+
+def mudsc(
+    balance: float,
+    matching: Literal["align", "zip"] = "zip",
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    num_units: Mapping[str, int] | None = None,
+    metric: Metric = "correlation",
+    reference: Reference = "first",
+    schedule: Schedule = _SCHEDULE,
+) -> Recipe:
+    """MuDSC (Section 3.2): matches by activations and weights together.
+
+    Args:
+      balance: weight of the weight space, in [0, 1]; 0 is :func:`permute` or
+        :func:`zipit`, 1 is :func:`git_rebasin` (with the same metric and without
+        statistics) or :func:`weight_zip`.
+      matching: "zip", or "align".
+      alpha: see :func:`zipit`; for a zip only.
+      beta: see :func:`zipit`; for a zip only.
+      num_units: see :func:`zipit`; for a zip only.
+      metric: how weights are compared.
+      reference: see :func:`permute`.
+      schedule: when to end.
+
+    Raises:
+      ValueError: if balance, alpha or beta lies outside [0, 1], or if the matching is
+        unknown.
+    """
+    if matching not in ("align", "zip"):
+        raise ValueError(f"matching = {matching!r} is unknown: choose 'align' or 'zip'")
+    if matching == "align":
+        matchers = _align_matchers(reference)
+    else:
+        matchers = _zip_matchers(alpha, beta, reference)
+    similarity, widths = Similarity(balance, metric), dict(num_units or {})
+    return Recipe(f"mudsc_{matching}", *matchers, similarity, schedule, widths)
+
+
+def _align_matchers(reference: Reference) -> tuple[Matcher, Matcher]:
+    align = functools.partial(match_align, reference=reference)
+    return align, align
+
+
+def _zip_matchers(
+    alpha: float, beta: float, reference: Reference
+) -> tuple[Matcher, Matcher]:
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value} must lie in [0, 1]")
+    zipped = functools.partial(match_zip, alpha=alpha, beta=beta)
+    return zipped, functools.partial(match_align, reference=reference)

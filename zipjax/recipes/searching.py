@@ -1,0 +1,110 @@
+"""Searching a recipe's settings by the score of the merged models.
+
+The papers choose alpha and beta (ZipIt!, Section 5) and the balance (MuDSC, Section
+4.1) that way, by accuracy on training data. Moments are reused by every trial.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from zipjax.merging.assembling import merge
+from zipjax.merging.each import OneOrEach
+from zipjax.merging.merged import Merged
+from zipjax.recipes.presets import Recipe
+from zipjax.similarity.moments import Moments
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.types import Array, PyTree
+
+_MERGE_SETTINGS = ("stop_at", "weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One point of the grid.
+
+    Attributes:
+      settings: the values tried, by name.
+      score: what the merged model scored.
+    """
+
+    settings: dict[str, Any]
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The trials of a search, in the order of the grid."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the highest score; the first of equals."""
+        return max(self.trials, key=lambda trial: trial.score)
+
+    def table(self) -> str:
+        """Returns the trials as a Markdown table, the best one in bold."""
+        names = list(self.trials[0].settings)
+        lines = [_row([*names, "score"]), _row(["---:"] * (len(names) + 1))]
+        for trial in self.trials:
+            cells = [*map(str, trial.settings.values()), f"{trial.score:.4f}"]
+            if trial is self.best:
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append(_row(cells))
+        return "\n".join(lines)
+
+
+def search(
+    models: Sequence[PyTree],
+    spec: OneOrEach[PermutationSpec],
+    recipe: Callable[..., Recipe],
+    grid: Mapping[str, Sequence[Any]],
+    score: Callable[[Merged], float],
+    *,
+    moments: Mapping[str, Moments] | None = None,
+    key: Array | None = None,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Search:
+    """Merges with every combination of settings and scores the merged models.
+
+    Args:
+      models: see :func:`zipjax.merge`.
+      spec: see :func:`zipjax.merge`.
+      recipe: makes a recipe from settings by name, for instance ``zipjax.mudsc``.
+      grid: the values to try, by name: arguments of ``recipe``, and ``stop_at`` or
+        ``weights`` of :func:`zipjax.merge`.
+      score: calibrates (if need be) and scores a merged model; the higher the better.
+        On training data: what is chosen on test data is no longer tested by it.
+      moments: see :func:`zipjax.merge`; all trials share them.
+      key: see :func:`zipjax.merge`; the same for every trial.
+      track: wraps the list of trials, to show progress.
+
+    Returns:
+      All trials.
+
+    Raises:
+      ValueError: if the grid is empty, or as :func:`zipjax.merge`.
+    """
+    points = [
+        dict(zip(grid, values, strict=True))
+        for values in itertools.product(*grid.values())
+    ]
+    if not grid or not points:
+        raise ValueError(
+            f"the grid {dict(grid)} has no points: give every setting a value or more"
+        )
+    trials = []
+    for settings in track(points):
+        options = {k: v for k, v in settings.items() if k in _MERGE_SETTINGS}
+        parts = {k: v for k, v in settings.items() if k not in _MERGE_SETTINGS}
+        merged = merge(
+            models, spec, recipe(**parts), moments=moments, key=key, **options
+        )
+        trials.append(Trial(settings, float(score(merged))))
+    return Search(tuple(trials))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

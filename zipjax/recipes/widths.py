@@ -1,0 +1,192 @@
+"""Merged widths: more units where a merge loses most, at a given cost.
+
+A perm's units may be merged to more or fewer than a model has (``num_units``). What a
+width loses is known from the correlations, what it costs from the program.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from zipjax.merging.sharing import check_shared, shared_paths
+from zipjax.program.layers import find_layers
+from zipjax.program.program import trace
+from zipjax.program.rows import kernel_axes
+from zipjax.recipes.match_and_merge import check_moments
+from zipjax.recipes.presets import Recipe
+from zipjax.similarity.measures import activation_similarity
+from zipjax.similarity.moments import Moments
+from zipjax.spec.entries import Entries, entry_size, leaf_axes
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.types import ApplyFn, PyTree
+
+
+def allot_units(
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    spec: PermutationSpec,
+    recipe: Recipe,
+    *inputs: PyTree,
+    moments: Mapping[str, Moments],
+    cost: float = 1.0,
+    stop_at: str | int | None = None,
+    steps: int = 8,
+    smallest: float = 0.5,
+) -> dict[str, int]:
+    """Chooses the merged widths that lose least at a given cost.
+
+    A perm whose units are merged to w units, the sets C, loses what its units, each
+    standardised, vary within these: with correlations R, the share
+
+        1 - sum_C (sum_{i,j in C} R_ij) / |C| / (N*n),
+
+    and that in every kernel that reads or writes them. Widths start at N*n, where
+    nothing is lost; the perm whose next smaller width loses least for what it saves is
+    narrowed, until the merged network costs no more than it may. Groups, and the units
+    in them, keep the models' width.
+
+    Costs are multiplications of data by kernels; those of data by data (attention) and
+    convolutions in groups are left out.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``; of any width, if what is merged shall
+        run.
+      models: the models to be merged.
+      spec: their permutation spec.
+      recipe: a recipe that zips, for instance ``zipjax.zipit()``. Its matcher says
+        what each width would merge.
+      *inputs: example inputs of ``apply_fn``.
+      moments: what :func:`zipjax.collect_moments` returned for these models.
+      cost: what the merged network may cost, heads included, in runs of one model.
+      stop_at: see :func:`zipjax.merge`.
+      steps: widths are multiples of ``n / steps``.
+      smallest: the least width of a perm, as a share of n, if the recipe reaches it.
+
+    Returns:
+      ``{perm: width}``, for a recipe's ``num_units``.
+
+    Raises:
+      ValueError: if no widths cost so little, or if models, spec and moments do not
+        fit together.
+    """
+    specs = [spec] * len(models)
+    trunk = shared_paths(check_shared(models, specs), spec, stop_at)
+    check_moments(models, specs, recipe, moments)
+    kernels = _kernels(apply_fn, models[0], spec, inputs)
+    copies = {path: 1 if path in trunk else len(models) for path in kernels}
+    merged = [k._replace(uses=copies[path] * k.uses) for path, k in kernels.items()]
+    losses = {
+        perm: _losses(moments[perm], recipe, len(models), steps, smallest)
+        for perm in _alone(spec, spec.stop(stop_at).perms)
+    }
+    limit = cost * _price(kernels.values(), spec.sizes)
+    return _narrowed(losses, merged, spec.sizes, limit)
+
+
+class _Kernel(NamedTuple):
+    """A kernel: its axes, and how often each of its numbers is multiplied."""
+
+    entries: Entries
+    shape: tuple[int, ...]
+    uses: int
+
+    @property
+    def perms(self) -> set[str]:
+        """The perms that it reads or writes."""
+        return {axis.perm for entry in self.entries for axis in leaf_axes(entry)}
+
+    def price(self, sizes: Mapping[str, int]) -> int:
+        """Returns the multiplications at these widths."""
+        found = [entry_size(entry, sizes) for entry in self.entries]
+        shape = [
+            own if n is None else n for own, n in zip(self.shape, found, strict=True)
+        ]
+        return self.uses * math.prod(shape)
+
+
+def _kernels(
+    apply_fn: ApplyFn, model: PyTree, spec: PermutationSpec, inputs: Sequence[PyTree]
+) -> dict[str, _Kernel]:
+    """Finds a model's kernels by path."""
+    program = trace(apply_fn, model, *inputs)
+    found = {}
+    for path, layer in find_layers(program).items():
+        produced = math.prod(layer.shape[k] for k in kernel_axes(layer)[1])
+        values = math.prod(program.avals[layer.equation.results[0]].shape)
+        found[path] = _Kernel(spec.axes[path], layer.shape, values // produced)
+    return found
+
+
+def _alone(spec: PermutationSpec, perms: Sequence[str]) -> list[str]:
+    """Returns the perms that neither are groups nor lie in some."""
+    groups = {group for perm in spec.perms.values() for group in perm.groups}
+    return [p for p in perms if p not in groups and not spec.perms[p].groups]
+
+
+def _losses(
+    moments: Moments, recipe: Recipe, num_models: int, steps: int, smallest: float
+) -> dict[int, float]:
+    """Returns what a perm loses at each of its widths."""
+    similarity = activation_similarity(moments)
+    total = len(similarity)
+    least = math.ceil(smallest * steps)
+    widths = {
+        max(1, total * k // (steps * num_models))
+        for k in range(least, steps * num_models)
+    }
+    losses = {total: 0.0}
+    for width in sorted(widths, reverse=True):
+        try:
+            assignment = recipe.matcher(similarity, num_models, num_units=width)
+        except ValueError:  # A small beta does not reach narrow widths.
+            break
+        losses[width] = _loss(similarity, assignment)
+    return losses
+
+
+def _loss(
+    similarity: Float64[np.ndarray, "units units"],
+    assignment: Int64[np.ndarray, "units"],
+) -> float:
+    """Returns the share of the units' variance that lies within merged units."""
+    one_hot = np.eye(assignment.max() + 1)[assignment]
+    shared = np.einsum("iu,ij,ju->u", one_hot, similarity, one_hot, optimize=True)
+    return float(1 - (shared / one_hot.sum(0)).sum() / len(similarity))
+
+
+def _price(kernels: Iterable[_Kernel], sizes: Mapping[str, int]) -> int:
+    return sum(kernel.price(sizes) for kernel in kernels)
+
+
+def _narrowed(
+    losses: Mapping[str, Mapping[int, float]],
+    kernels: Sequence[_Kernel],
+    sizes: Mapping[str, int],
+    limit: float,
+) -> dict[str, int]:
+    """Narrows perms, from all units on, until the price is within the limit."""
+    touched = {perm: [k for k in kernels if perm in k.perms] for perm in losses}
+    widths = {perm: max(own) for perm, own in losses.items() if touched[perm]}
+
+    def rate(perm: str) -> tuple[float, str, int]:
+        """What the next width loses for what it saves."""
+        narrower = max(w for w in losses[perm] if w < widths[perm])
+        lost = losses[perm][narrower] - losses[perm][widths[perm]]
+        now = {**sizes, **widths}
+        saved = _price(touched[perm], now)
+        saved -= _price(touched[perm], {**now, perm: narrower})
+        return len(touched[perm]) * lost / saved, perm, narrower
+
+    while (price := _price(kernels, {**sizes, **widths})) > limit:
+        open_perms = [perm for perm in widths if widths[perm] > min(losses[perm])]
+        if not open_perms:
+            raise ValueError(
+                f"the least widths {widths} cost {price:.3g} multiplications, not the "
+                f"{limit:.3g} that are allowed: raise cost, or lower smallest"
+            )
+        _, perm, width = min(map(rate, open_perms))
+        widths[perm] = width
+    return widths

@@ -1,0 +1,1 @@
+"""What matchers compare: moments of activations, and weights."""

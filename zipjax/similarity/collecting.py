@@ -1,0 +1,242 @@
+"""Collecting moments: one streaming pass over batches, on all local devices."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zipjax.batches import batch_inputs
+from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.merging.sharing import Specs, check_shared, common_perms, first_heads
+from zipjax.program.program import evaluate, trace
+from zipjax.similarity.moments import Moments
+from zipjax.spec.blocks import unit_views
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.tracing.taps import find_taps
+from zipjax.trees import path_leaves
+from zipjax.types import ApplyFn, Array, PyTree
+
+State = dict[str, Moments]
+
+
+def collect_moments(
+    apply_fn: OneOrEach[ApplyFn],
+    models: Sequence[PyTree],
+    spec: OneOrEach[PermutationSpec],
+    batches: Iterable[Any],
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    devices: Sequence[Any] | None = None,
+) -> dict[str, Moments]:
+    """Collects the moments of every perm's units, of all models together.
+
+    Units of model i of a perm of n units stand at [i * n, (i + 1) * n), those of a
+    perm nested in groups group by group. All other axes of an activation are samples:
+    of an NHWC tensor, every position.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
+        Must be hashable (a function, or a bound method of a Flax module): the same one
+        is compiled once. A sequence of one a model where their functions differ.
+      models: parameter pytrees of one architecture, or of several with a common
+        beginning; of a merged model with heads, what lies behind its trunk is read with
+        the first one.
+      spec: the permutation spec, or a sequence of one a model: the perms are then
+        those that a zip can share.
+      batches: an iterable of batches; every batch is read once.
+      inputs: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
+        positional inputs whose leading axis is the batch). By default a batch is that
+        itself.
+      devices: devices to share every batch among; all local ones by default. A batch
+        that they do not divide runs on the largest number of them that does.
+
+    Returns:
+      ``{perm: Moments}`` in float32 or better, in depth order.
+
+    Raises:
+      ValueError: if the models or the spec do not fit together, if there are no
+        batches, if a batch is empty or holds NaN, or if activations are not finite.
+    """
+    functions = each(apply_fn, len(models), "functions")
+    specs = each(spec, len(models), "specs")
+    check_shared(models, specs)
+    models = first_heads(models)
+    devices = tuple(devices or jax.local_devices())
+    collector = _Collector(functions, models, specs, devices)
+    for number, batch in enumerate(batches):
+        arrays = batch_inputs(number, batch, inputs)
+        collector.add(arrays)
+    moments = collector.result(source_of(models, specs))
+    _check_finite(moments, specs[0])
+    return moments
+
+
+def source_of(models: Sequence[PyTree], spec: OneOrEach[PermutationSpec]) -> str:
+    """Returns a fingerprint of models and spec, by which moments are recognised."""
+    specs = each(spec, len(models), "specs")
+    one = one_or_each(specs)
+    # Notes name lines of the user's code: moving these changes no unit.
+    content = [
+        dataclasses.replace(own, notes=None).to_json()
+        for own in (one if isinstance(one, tuple) else [one])
+    ]
+    sums = [zlib.crc32("".join(content).encode())]
+    for model in first_heads(models):
+        total = 0
+        for path, leaf in path_leaves(model).items():
+            total = zlib.crc32(path.encode(), total)
+            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
+        sums.append(total)
+    return f"spec {sums[0]:08x}, models " + " ".join(f"{x:08x}" for x in sums[1:])
+
+
+def tapped_units(
+    apply_fn: ApplyFn,
+    model: PyTree,
+    spec: PermutationSpec,
+    inputs: Sequence[Any],
+    perms: Collection[str] | None = None,
+) -> dict[str, Array]:
+    """Returns every perm's activations ``[samples, units]`` of one model.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``.
+      model: parameter pytree.
+      spec: the permutation spec.
+      inputs: the other inputs.
+      perms: the perms of the trunk that models of several functions have in common;
+        see :func:`find_taps`.
+    """
+    program = trace(apply_fn, model, *inputs)
+    found = find_taps(program, spec, perms)
+    taps = [(perm, tap) for perm, both in found.items() for tap in both]
+    values = evaluate(
+        program,
+        path_leaves(model),
+        jax.tree_util.tree_leaves(inputs),
+        [tap.value for _, tap in taps],
+    )
+    views: dict[str, list[Array]] = {perm: [] for perm in found}
+    for (perm, tap), value in zip(taps, values, strict=True):
+        groups = spec.perms[perm].groups
+        views[perm] += unit_views(value, tap.entries, spec.sizes, perm, groups)
+    return {perm: jnp.concatenate(parts) for perm, parts in views.items()}
+
+
+class _Collector:
+    """Running moments, one set for every device of each device count in use."""
+
+    def __init__(
+        self,
+        functions: Sequence[ApplyFn],
+        models: Sequence[PyTree],
+        specs: Specs,
+        devices: tuple[Any, ...],
+    ) -> None:
+        self._models, self._devices = list(models), devices
+        self._function = functools.partial(
+            _parallel, one_or_each(functions), one_or_each(specs)
+        )
+        self._empty = {
+            perm: Moments.empty(len(models) * specs[0].units(perm))
+            for perm in common_perms(specs)
+        }
+        self._states: dict[int, tuple[State, list[PyTree]]] = {}
+
+    def add(self, arrays: tuple[Any, ...]) -> None:
+        size = np.shape(jax.tree_util.tree_leaves(arrays)[0])[0]
+        count = max(k for k in range(1, len(self._devices) + 1) if size % k == 0)
+        replicate, step = self._function(self._devices[:count])
+        if count not in self._states:
+            # The parameters are copied to every device once, not with every batch.
+            start = self._empty, self._models
+            self._states[count] = replicate(np.zeros(count), start)
+        state, models = self._states[count]
+        shards = jax.tree_util.tree_map(
+            lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), arrays
+        )
+        self._states[count] = step(state, models, shards), models
+
+    def result(self, source: str) -> State:
+        if not self._states:
+            raise ValueError(
+                "no batches: moments need at least one batch of inputs (an iterator "
+                "that was used before is empty)"
+            )
+        shards = [
+            jax.tree_util.tree_map(lambda x, k=k: jnp.asarray(x[k]), host)
+            for count, (state, _) in sorted(self._states.items())
+            for host in [jax.device_get(state)]
+            for k in range(count)
+        ]
+        totals = {
+            perm: functools.reduce(Moments.merge, (shard[perm] for shard in shards))
+            for perm in self._empty
+        }
+        return {
+            perm: dataclasses.replace(moments, source=source)
+            for perm, moments in totals.items()
+        }
+
+
+@functools.lru_cache(maxsize=16)
+def _parallel(
+    apply_fn: OneOrEach[ApplyFn],
+    spec: OneOrEach[PermutationSpec],
+    devices: tuple[Any, ...],
+) -> tuple[Callable[..., Any], Callable[..., State]]:
+    """Returns what copies a pytree to the devices, and the step that runs on them.
+
+    Kept between calls, so that the same network is compiled once.
+    """
+    replicate = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
+    step = functools.partial(_step, apply_fn, spec)
+    return replicate, jax.pmap(step, devices=devices, donate_argnums=0)
+
+
+def _step(
+    apply_fn: OneOrEach[ApplyFn],
+    spec: OneOrEach[PermutationSpec],
+    state: State,
+    models: list[PyTree],
+    inputs: tuple[Any, ...],
+) -> State:
+    """Adds one device's share of a batch."""
+    functions = each(apply_fn, len(models), "functions")
+    specs = each(spec, len(models), "specs")
+    perms = tuple(state) if isinstance(spec, tuple) else None
+    per_model = [
+        tapped_units(function, model, own, inputs, perms)
+        for function, model, own in zip(functions, models, specs, strict=True)
+    ]
+    return {
+        perm: moments.update(_side_by_side(perm, [u[perm] for u in per_model]))
+        for perm, moments in state.items()
+    }
+
+
+def _side_by_side(perm: str, units: Sequence[Array]) -> Array:
+    counts = [len(samples) for samples in units]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the units of perm {perm!r} are read at {counts} positions of one batch "
+            "in the models: their functions do not read them alike. Let every head "
+            "read what the trunk returns, and resize behind its first layer"
+        )
+    return jnp.concatenate(list(units), axis=1)
+
+
+def _check_finite(moments: State, spec: PermutationSpec) -> None:
+    for perm, moment in moments.items():
+        finite = np.isfinite(np.asarray(jnp.diag(moment.m2) + moment.mean))
+        if not finite.all():
+            guilty = sorted({int(u) // spec.units(perm) for u in np.where(~finite)[0]})
+            raise ValueError(
+                f"the activations of perm {perm!r} are not finite in the models "
+                f"{guilty}: check that their parameters hold no NaN"
+            )

@@ -1,0 +1,111 @@
+"""Depth: how many layers lie before a parameter, and where a partial zip may stop.
+
+A *layer* is a parameter with two axes or more, or one that consumes a perm. Depth is
+the number of layers on the longest path from the network's input, the count by which
+the ZipIt! paper writes "13/20": parallel branches, such as a residual shortcut, do not
+add to it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from zipjax.spec.entries import Entries, leaf_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A place where a partial zip may stop.
+
+    Attributes:
+      number: 1 for the cut nearest to the input.
+      perm: the deepest zipped perm, whose units the heads read.
+      layers: number of zipped layers.
+      perms: all zipped perms, in depth order.
+    """
+
+    number: int
+    perm: str
+    layers: int
+    perms: tuple[str, ...]
+
+
+def layer_depths(axes: Mapping[str, Entries]) -> dict[str, int]:
+    """Returns every parameter's depth, in layers.
+
+    Args:
+      axes: the entries of every parameter in the order in which the network uses them.
+    """
+    depths: dict[str, int] = {}
+    produced_at: dict[str, int] = {}
+    frontier = previous = 0
+    for path, entries in axes.items():
+        consumed, produced = _read(entries), _perms(entries, "out")
+        written = max((produced_at.get(p, 0) for p in produced), default=0)
+        if consumed:
+            depth = 1 + max(produced_at.get(p, 0) for p in consumed)
+        elif len(entries) > 1:
+            # It reads the network's input, or units without a perm: nothing that has
+            # such outputs may lie behind it.
+            depth = max(written, 1 + frontier)
+        else:
+            depth = written or previous
+        if not produced and len(entries) + len(consumed) > 1:
+            frontier = max(frontier, depth)
+        produced_at.update({p: max(depth, produced_at.get(p, 0)) for p in produced})
+        depths[path] = previous = depth
+    return depths
+
+
+def perm_spans(
+    axes: Mapping[str, Entries], depths: Mapping[str, int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """Returns the depths at which each perm is first and last produced.
+
+    Args:
+      axes: the entries of every parameter, in the network's order.
+      depths: every parameter's depth; by default what follows from the entries.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    for path, depth in (depths or layer_depths(axes)).items():
+        for perm in _perms(axes[path], "out"):
+            low, high = spans.get(perm, (depth, depth))
+            spans[perm] = (min(low, depth), max(high, depth))
+    return spans
+
+
+def find_cuts(
+    axes: Mapping[str, Entries], depths: Mapping[str, int] | None = None
+) -> tuple[Cut, ...]:
+    """Lists the closed cuts: no perm is produced both before and behind one.
+
+    A residual stream is thus zipped with every block that writes to it.
+    """
+    spans = perm_spans(axes, depths)
+    cuts = []
+    for depth in sorted({high for _, high in spans.values()}):
+        if not any(low <= depth < high for low, high in spans.values()):
+            perms = sorted(
+                (perm for perm, (_, high) in spans.items() if high <= depth),
+                key=lambda perm: spans[perm][1],
+            )
+            cuts.append(Cut(len(cuts) + 1, perms[-1], depth, tuple(perms)))
+    return tuple(cuts)
+
+
+def _read(entries: Entries) -> list[str]:
+    """Lists the perms that a parameter reads.
+
+    In a fused kernel of attention K consumes what Q produces, along the same axis: it
+    reads neither.
+    """
+    return [
+        perm
+        for entry in entries
+        for perm in _perms((entry,), "in")
+        if perm not in _perms((entry,), "out")
+    ]
+
+
+def _perms(entries: Entries, role: str) -> list[str]:
+    axes = (axis for entry in entries for axis in leaf_axes(entry))
+    return list(dict.fromkeys(axis.perm for axis in axes if axis.role == role))

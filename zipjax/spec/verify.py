@@ -1,0 +1,162 @@
+"""A spec is never trusted: it is verified with random permutations."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from zipjax.spec.blocks import map_leaf_axes
+from zipjax.spec.entries import Axis, Entries, Entry, leaf_name
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.trees import from_leaves, path_leaves
+from zipjax.types import ApplyFn, Array, PyTree, SpecError
+
+Indices: TypeAlias = Int[np.ndarray, "*_groups _units"]
+Permutations = Mapping[str, Indices]
+
+
+def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:
+    """Draws permutations ``[*groups, units]`` of every perm: one a group."""
+    keys = jax.random.split(key, len(spec.perms))
+    out, counts = {}, {**spec.sizes, **spec.indices}
+    for k, (name, perm) in zip(keys, spec.perms.items(), strict=True):
+        shape = (*(counts[group] for group in perm.groups), perm.size)
+        rows = jnp.broadcast_to(jnp.arange(perm.size), shape)
+        out[name] = np.asarray(jax.random.permutation(k, rows, -1, independent=True))
+    return out
+
+
+def permute_params(
+    params: PyTree, spec: PermutationSpec, permutations: Permutations
+) -> PyTree:
+    """Reorders the units of a network; its function stays the same.
+
+    Args:
+      params: parameter pytree.
+      spec: the permutation spec.
+      permutations: ``{perm: indices}``; new unit k is old unit ``indices[k]``, or
+        ``indices[group, k]`` in the old order of the groups that enclose the perm.
+        Perms that are left out stay as they are.
+
+    Returns:
+      The parameters with reordered units.
+    """
+    spec.validate(params)
+
+    def depth(entry: Entry) -> int:
+        return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
+
+    def reorder(array: Array, entries: Entries) -> Array:
+        places = {leaf_name(entry): k for k, entry in enumerate(entries)}
+        # The units of a group are reordered before the group itself is.
+        for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
+            if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
+                groups = spec.perms[entry.perm].groups
+                axes = [*(places[group] for group in groups), k]
+                indices = _spread(permutations[entry.perm], axes, array.ndim)
+                array = jnp.take_along_axis(array, indices, axis=k)
+        return array
+
+    leaves = {
+        path: map_leaf_axes(jnp.asarray(leaf), spec.axes[path], spec.sizes, reorder)
+        for path, leaf in path_leaves(params).items()
+    }
+    return from_leaves(leaves, params)
+
+
+def verify_spec(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    spec: PermutationSpec,
+    *inputs: PyTree,
+    key: Array,
+    trials: int = 3,
+    tolerance: float = 1e-5,
+) -> float:
+    """Checks a spec against the function: reordering units must not change it.
+
+    Parameters at their initial values can hide mistakes (norm scales of 1, biases and
+    means of 0): verify trained or randomised ones.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``.
+      params: parameter pytree.
+      spec: the spec to verify.
+      *inputs: inputs of ``apply_fn``.
+      key: PRNG key of the permutations.
+      trials: number of random draws.
+      tolerance: largest change allowed, relative to the largest output.
+
+    Returns:
+      The largest relative change of an output.
+
+    Raises:
+      SpecError: if the outputs change or are not finite, or if permuting a perm moves
+        no parameter, so that nothing was verified.
+    """
+    if trials < 1:
+        raise ValueError(f"trials = {trials}: at least one is needed")
+    forward = jax.jit(apply_fn)
+    expected = _outputs(forward(params, *inputs))
+    worst = 0.0
+    for trial_key in jax.random.split(key, trials):
+        permutations = random_permutations(spec, trial_key)
+        permuted = permute_params(params, spec, permutations)
+        _check_moved(params, permuted, spec, permutations)
+        outputs = _outputs(forward(permuted, *inputs))
+        worst = max(worst, _relative_error(expected, outputs))
+        if not worst <= tolerance:
+            raise SpecError(_diagnosis(worst, tolerance))
+    return worst
+
+
+def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray, "..."]:
+    """Lays out the axes of ``indices`` as the given axes of an array of a rank."""
+    shape = [1] * rank
+    for axis, size in zip(axes, indices.shape, strict=True):
+        shape[axis] = size
+    return indices.transpose(np.argsort(axes)).reshape(shape)
+
+
+def _outputs(tree: PyTree) -> list[np.ndarray]:
+    outputs = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(tree)]
+    if not outputs or not all(np.isfinite(x).all() for x in outputs):
+        raise SpecError(
+            "the function's outputs are empty or not finite: nothing can be verified. "
+            "Check the parameters and inputs for NaN"
+        )
+    return outputs
+
+
+def _relative_error(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    pairs = [(a, b) for a, b in zip(expected, found, strict=True) if a.size]
+    return max(
+        (np.abs(a - b).max() / max(np.abs(a).max(), 1e-30) for a, b in pairs),
+        default=0.0,
+    )
+
+
+def _check_moved(
+    params: PyTree, permuted: PyTree, spec: PermutationSpec, permutations: Permutations
+) -> None:
+    before, after = path_leaves(params), path_leaves(permuted)
+    for perm, indices in permutations.items():
+        if (indices == np.arange(indices.shape[-1])).all():
+            continue
+        paths = {path for path, _, _ in spec.members(perm)}
+        if all(np.array_equal(before[path], after[path]) for path in paths):
+            raise SpecError(
+                f"permuting {perm!r} moves none of its members {sorted(paths)}: their "
+                "values are constant, so nothing is verified. Randomise them first"
+            )
+
+
+def _diagnosis(error: float, tolerance: float) -> str:
+    return (
+        f"permuting units changes the outputs by {error:.3g} of their largest value "
+        f"(tolerance {tolerance:.3g}): the spec does not describe this function. "
+        "Verify one perm at a time with permute_params to find the wrong entry"
+    )

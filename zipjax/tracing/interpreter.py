@@ -1,0 +1,183 @@
+"""The interpreter: gives every value of a program its axes, equation by equation.
+
+Most primitives have a rule that maps axes to axes (:mod:`zipjax.tracing.rules`). The
+bodies of loops and branches are programs to be interpreted in turn. These take and
+return values, not axes alone: what depends on data may leave the body of a loop in
+another way than it entered.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from zipjax.program.program import (
+    Equation,
+    Literal,
+    Operand,
+    Program,
+    ValueId,
+    from_jaxpr,
+)
+from zipjax.tracing.ledger import Ledger, Value
+from zipjax.tracing.nesting import Axes
+from zipjax.tracing.rules.table import rule_of
+
+# With a parameter as an operand these are layers.
+_LAYERS = {"dot_general", "conv_general_dilated", "gather"}
+
+
+def interpret(
+    ledger: Ledger, program: Program, values: Mapping[ValueId, Value]
+) -> dict[ValueId, Value]:
+    """Returns all values of a program, given those of its inputs and parameters.
+
+    Args:
+      ledger: where ties, frozen axes and contractions are noted.
+      program: the program.
+      values: the axes of its inputs and parameters.
+    """
+    known = dict(values)
+    for number, array in program.constants.items():
+        known[number] = ledger.constant(array)
+    for eqn in program.equations:
+        with ledger.reading(eqn):
+            operands = [_value(ledger, x, known) for x in eqn.operands]
+            results = _results(ledger, program, eqn, operands)
+            for number, value in zip(eqn.results, results, strict=True):
+                known[number] = value
+                ledger.log(value.axes)
+    return known
+
+
+def returned_values(
+    ledger: Ledger, program: Program, known: Mapping[ValueId, Value]
+) -> list[Value]:
+    """Returns the values that a program returns."""
+    return [_value(ledger, x, known) for x in program.outputs]
+
+
+def _value(ledger: Ledger, operand: Operand, known: Mapping[ValueId, Value]) -> Value:
+    if isinstance(operand, Literal):
+        return ledger.constant(operand.value)
+    return known[operand]
+
+
+def _results(
+    ledger: Ledger, program: Program, eqn: Equation, operands: list[Value]
+) -> list[Value]:
+    if eqn.primitive.name in _LOOPS:
+        return _LOOPS[eqn.primitive.name](ledger, eqn, operands)
+    ledger.operands = operands
+    shapes = [tuple(program.avals[x].shape) for x in eqn.results]
+    axes = rule_of(eqn)(ledger, eqn, [x.axes for x in operands], shapes)
+    return _with_depth(ledger, eqn, operands, axes)
+
+
+def _with_depth(
+    ledger: Ledger, eqn: Equation, operands: Sequence[Value], axes: Iterable[Axes]
+) -> list[Value]:
+    """Returns an equation's results; a layer lies one deeper than what it reads."""
+    data = [value.depth for value in operands if value.data]
+    if not data:
+        paths = dict.fromkeys(path for x in operands for path in x.origins)
+        return [Value(tuple(nodes), False, tuple(paths)) for nodes in axes]
+    layer = eqn.primitive.name in _LAYERS and any(x.origins for x in operands)
+    depth = max(data) + layer
+    ledger.use(operands, depth)
+    return [Value(tuple(nodes), True, depth=depth) for nodes in axes]
+
+
+def _interpret_body(
+    ledger: Ledger, program: Program, operands: Sequence[Value], loop: Axes = ()
+) -> list[Value]:
+    """Returns the results of the body of a loop, or of a branch.
+
+    Args:
+      ledger: as for :func:`interpret`.
+      program: its inputs are those of the body.
+      operands: the values of the inputs.
+      loop: axes such that every value in the body exists once for each element.
+    """
+    known = dict(zip(program.inputs, operands, strict=True))
+    with ledger.inside_loop(loop):
+        for value in operands:
+            ledger.log(value.axes)
+        return returned_values(ledger, program, interpret(ledger, program, known))
+
+
+def _scan(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
+    """Ties what is carried in and out; the axis of iterations is frozen."""
+    params = eqn.params
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    loop = ledger.frozen(params["length"])
+    for value in operands[last:]:
+        ledger.tie(loop, value.axes[0])
+    carry = _carried(ledger, operands[first:last], operands)
+    rows = [dataclasses.replace(x, axes=x.axes[1:]) for x in operands[last:]]
+    inside = [*operands[:first], *carry, *rows]
+    results = _interpret_body(ledger, from_jaxpr(params["jaxpr"]), inside, (loop,))
+    carried = _tie_carry(ledger, carry, results[: len(carry)])
+    stacked = [
+        dataclasses.replace(x, axes=(loop, *x.axes)) for x in results[len(carry) :]
+    ]
+    return [*carried, *stacked]
+
+
+def _while(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
+    """Ties what is carried in and out."""
+    params = eqn.params
+    first = params["cond_nconsts"]
+    last = first + params["body_nconsts"]
+    carry = _carried(ledger, operands[last:], operands)
+    condition = from_jaxpr(params["cond_jaxpr"])
+    _interpret_body(ledger, condition, [*operands[:first], *carry])
+    body = from_jaxpr(params["body_jaxpr"])
+    results = _interpret_body(ledger, body, [*operands[first:last], *carry])
+    return _tie_carry(ledger, carry, results)
+
+
+def _cond(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
+    """Ties the results of the branches."""
+    choice, *inside = operands
+    first, *others = [
+        _interpret_body(ledger, from_jaxpr(branch), inside)
+        for branch in eqn.params["branches"]
+    ]
+    for results in others:
+        first = [_joined(ledger, a, b) for a, b in zip(first, results, strict=True)]
+    return [dataclasses.replace(x, data=x.data or choice.data) for x in first]
+
+
+_LOOPS: dict[str, Callable[[Ledger, Equation, Sequence[Value]], list[Value]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+
+
+def _carried(
+    ledger: Ledger, carry: Sequence[Value], operands: Sequence[Value]
+) -> list[Value]:
+    """Returns the carry as the body sees it: it depends on all that the loop reads."""
+    data = [value.depth for value in operands if value.data]
+    if not data:
+        return list(carry)
+    ledger.use(carry, max(data))
+    return [Value(value.axes, data=True, depth=max(data)) for value in carry]
+
+
+def _tie_carry(
+    ledger: Ledger, before: Sequence[Value], after: Sequence[Value]
+) -> list[Value]:
+    carried = [_joined(ledger, a, b) for a, b in zip(before, after, strict=True)]
+    for value in carried:
+        # What is carried is the next iteration's too: not one array per iteration.
+        ledger.log(value.axes)
+    return carried
+
+
+def _joined(ledger: Ledger, a: Value, b: Value) -> Value:
+    """Returns a value that is either of two."""
+    for x, y in zip(a.axes, b.axes, strict=True):
+        ledger.tie(x, y)
+    origins = dict.fromkeys((*a.origins, *b.origins))
+    return Value(a.axes, a.data or b.data, tuple(origins), max(a.depth, b.depth))

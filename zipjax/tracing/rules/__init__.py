@@ -1,0 +1,1 @@
+"""What each JAX primitive says about the axes of its operands and results."""
