@@ -84,7 +84,7 @@ def free_share(spec: PermutationSpec, case: Case) -> float:
     """
     free = total = 0
     for path, leaf in path_leaves(case.params).items():
-        for entry, size in zip(spec.axes[path], leaf.shape, strict=True):
+        for entry, size in zip(spec.entries[path], leaf.shape, strict=True):
             total += size
             free += _free(entry, size, spec.sizes)
     return free / total

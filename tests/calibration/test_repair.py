@@ -101,7 +101,10 @@ def gained(params, x):
 def test_a_partial_zip_keeps_its_heads():
     # The second model is another function.
     models = [MODELS[0], {**MODELS[1], "gain": np.full(3, 2, np.float32)}]
-    specs = [SPEC, zipjax.PermutationSpec({**SPEC.axes, "gain": (None,)}, SPEC.perms)]
+    specs = [
+        SPEC,
+        zipjax.PermutationSpec({**SPEC.entries, "gain": (None,)}, SPEC.perms),
+    ]
     assignments = {name: ASSIGNMENTS[name] for name in ("h0", "h1")}
     merged = zipjax.merge_units(models, specs, assignments, stop_at="h1")
     functions = [dense_apply, gained]

@@ -113,7 +113,7 @@ KNOWN = {
 @pytest.mark.parametrize(("name", "naming"), KNOWN)
 def test_keys_of_published_files_are_among_those_written(name, naming):
     network = FULL[name]
-    leaves = {p: np.zeros((1,) * len(axes)) for p, axes in network.spec.axes.items()}
+    leaves = {p: np.zeros((1,) * len(axes)) for p, axes in network.spec.entries.items()}
     if name.startswith("vgg"):
         leaves["params/fc1/kernel"] = np.zeros((7 * 7, 1))
     state = from_flax(network.model, nested(leaves), naming=naming)

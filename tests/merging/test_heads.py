@@ -159,7 +159,7 @@ def shallow_apply(params, x):
 
 
 def shallow_spec(width=5):
-    axes = {p: e for p, e in DEEP_SPEC.axes.items() if p[7] in "01"}
+    axes = {p: e for p, e in DEEP_SPEC.entries.items() if p[7] in "01"}
     axes["out"] = (zipjax.Axis("h1", "in"), None)
     return zipjax.PermutationSpec(
         axes, {"h0": zipjax.Perm(6), "h1": zipjax.Perm(width)}
@@ -256,7 +256,7 @@ def test_moments_are_recognised(pair_moments):
 def changed(**axes):
     """The shallow spec with other entries; in names, _ stands for /."""
     spec, own = shallow_spec(), {k.replace("_", "/"): e for k, e in axes.items()}
-    return zipjax.PermutationSpec({**spec.axes, **own}, spec.perms)
+    return zipjax.PermutationSpec({**spec.entries, **own}, spec.perms)
 
 
 OUT = zipjax.Axis("h1", "out")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zipjax.spec.entries import encode, leaf_axes
+from zipjax.spec.entries import axes_of, encode
 from zipjax.spec.permutation_spec import PermutationSpec
 
 
@@ -12,12 +12,12 @@ def canonical(spec: PermutationSpec) -> dict[str, Any]:
     The parameters are gone through by name, for the order of those that stand side by
     side in a network (a scale and a bias) is a matter of taste.
     """
-    paths = sorted(spec.axes)
+    paths = sorted(spec.entries)
     found = (
         axis.perm
         for path in paths
-        for entry in spec.axes[path]
-        for axis in leaf_axes(entry)
+        for entry in spec.entries[path]
+        for axis in axes_of(entry)
     )
     names = {name: number for number, name in enumerate(dict.fromkeys(found))}
 
@@ -32,7 +32,9 @@ def canonical(spec: PermutationSpec) -> dict[str, Any]:
         return data
 
     return {
-        "axes": {path: [renamed(encode(e)) for e in spec.axes[path]] for path in paths},
+        "entries": {
+            path: [renamed(encode(e)) for e in spec.entries[path]] for path in paths
+        },
         "perms": {
             names[name]: (perm.size, [names[group] for group in perm.groups])
             for name, perm in spec.perms.items()

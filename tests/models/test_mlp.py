@@ -21,7 +21,7 @@ def test_the_spec_fits_the_module(hidden, outputs, shape):
     spec = mlp.spec(net)
     spec.validate(abstract)
     assert tuple(spec.sizes.values()) == hidden
-    declared = zipjax.PermutationSpec.declare(spec.axes, abstract)
+    declared = zipjax.PermutationSpec.declare(spec.entries, abstract)
     assert declared == spec
 
 

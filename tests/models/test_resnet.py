@@ -18,7 +18,7 @@ def test_the_spec_fits_the_module(outputs, width):
     abstract = jax.eval_shape(net.init, jax.random.key(0), x)
     spec = resnet.spec(net)
     spec.validate(abstract)
-    assert zipjax.PermutationSpec.declare(spec.axes, abstract) == spec
+    assert zipjax.PermutationSpec.declare(spec.entries, abstract) == spec
     assert abstract["params"]["linear"]["kernel"].shape == (64 * width, outputs)
 
 
@@ -63,7 +63,7 @@ PRODUCED = zipjax.Axis("layer1_1", "out")
 def test_leaving_out_one_axis_is_found(small, path, entries, key):
     net, params = small
     spec = resnet.spec(net)
-    wrong = zipjax.PermutationSpec({**spec.axes, path: entries}, spec.perms)
+    wrong = zipjax.PermutationSpec({**spec.entries, path: entries}, spec.perms)
     x = images(4, (8, 8, 3))
     with pytest.raises(zipjax.SpecError, match="changes the outputs"):
         zipjax.verify_spec(net.apply, params, wrong, x, key=key, trials=1)

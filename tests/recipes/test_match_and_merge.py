@@ -102,7 +102,7 @@ def test_the_copies_are_other_parameters_of_one_function(copies):
     for model in copies.models[1:]:
         assert relative_error(copies.apply_fn(model, copies.x), expected) < 1e-5
         for path, leaf in path_leaves(model).items():
-            if any(copies.spec.axes[path]):
+            if any(copies.spec.entries[path]):
                 assert not np.array_equal(leaf, path_leaves(copies.models[0])[path])
 
 
@@ -326,13 +326,13 @@ def test_models_and_spec_that_do_not_fit(name):
 
 @pytest.mark.parametrize("stop_at", ["h7", 3, "layers/0/w"])
 def test_a_stop_that_does_not_exist_names_the_valid_ones(stop_at):
-    with pytest.raises(ValueError, match=r"no valid cut.*1 \('h0', 1 layers\), 2"):
+    with pytest.raises(ValueError, match=r"not a valid cut.*1 \('h0', 1 layers\), 2"):
         zipjax.merge(MODELS, SPEC, zipjax.average(), stop_at=stop_at)
 
 
 RENAMED = zipjax.PermutationSpec.from_json(SPEC.to_json().replace("h1", "other"))
 DEEPER = zipjax.PermutationSpec(
-    {**SPEC.axes, "layers/1/b": (None,)},
+    {**SPEC.entries, "layers/1/b": (None,)},
     SPEC.perms,
 )
 

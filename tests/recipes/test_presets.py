@@ -175,7 +175,7 @@ def test_weight_similarity_is_equation_6(num_models, metric, swapped):
         perm: rng.permutation(np.arange(num_models * n) % n)
         for perm, n in units.items()
     }
-    stacked = {path: jnp.stack([m[path] for m in models]) for path in spec.axes}
+    stacked = {path: jnp.stack([m[path] for m in models]) for path in spec.entries}
     found = zipjax.weight_similarity(
         stacked,
         spec,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zipjax import Axis, Fixed, Product, Sum
-from zipjax.spec.blocks import map_leaf_axes, unit_views
+from zipjax.spec.blocks import map_atoms, unit_views
 
 A, B = Axis("a", "out"), Axis("b", "in")
 SIZES = {"a": 2, "b": 3}
@@ -37,7 +37,7 @@ def test_opening_and_closing_changes_nothing(entries):
         seen.append((leaf.ndim, axes))
         return leaf
 
-    out = map_leaf_axes(array, entries, SIZES, remember)
+    out = map_atoms(array, entries, SIZES, remember)
     np.testing.assert_array_equal(out, array)
     for rank, axes in seen:
         assert rank == len(axes)
@@ -51,7 +51,7 @@ def test_products_are_row_major():
         assert axes == (Fixed(2), B)
         return leaf[:, ::-1]
 
-    out = map_leaf_axes(array, (PRODUCT,), SIZES, flip)
+    out = map_atoms(array, (PRODUCT,), SIZES, flip)
     np.testing.assert_array_equal(out, [2, 1, 0, 5, 4, 3])
 
 
@@ -59,7 +59,7 @@ def test_parts_of_a_sum_may_change_their_sizes():
     def double(leaf, axes):
         return jnp.concatenate([leaf, leaf]) if axes == (A,) else leaf
 
-    out = map_leaf_axes(jnp.arange(6.0), (SUM,), SIZES, double)
+    out = map_atoms(jnp.arange(6.0), (SUM,), SIZES, double)
     np.testing.assert_array_equal(out, [0, 1, 0, 1, 2, 3, 4, 5])
 
 
@@ -95,4 +95,4 @@ def test_a_perm_that_does_not_occur_has_no_views():
 
 def test_none_in_a_compound_names_the_remedy():
     with pytest.raises(ValueError, match=r"use Fixed\(size\) for None"):
-        map_leaf_axes(jnp.ones(6), (Product((None, B)),), SIZES, lambda x, _: x)
+        map_atoms(jnp.ones(6), (Product((None, B)),), SIZES, lambda x, _: x)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from zipjax import Axis, Fixed, Product, Sum
-from zipjax.spec.entries import decode, encode, entry_size, leaf_axes
+from zipjax.spec.entries import axes_of, decode, encode, entry_size
 
 HEADS = Product((Axis("head", "out"), Axis("dim", "out")))
 NESTED = Sum((HEADS, Fixed(3), Product((Fixed(4), Axis("dim", "in")))))
@@ -40,8 +40,8 @@ def test_sizes(entry, size):
 
 def test_leaves_come_from_left_to_right():
     head, dim = Axis("head", "out"), Axis("dim", "out")
-    assert list(leaf_axes(NESTED)) == [head, dim, Axis("dim", "in")]
-    assert list(leaf_axes(None)) == list(leaf_axes(Fixed(2))) == []
+    assert list(axes_of(NESTED)) == [head, dim, Axis("dim", "in")]
+    assert list(axes_of(None)) == list(axes_of(Fixed(2))) == []
 
 
 @pytest.mark.parametrize("entry", [None, Axis("a", "in"), Fixed(2), HEADS, NESTED])

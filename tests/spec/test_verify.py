@@ -32,7 +32,7 @@ def verify(axes, key, params=PARAMS, **options):
 
 
 def test_a_right_spec_passes_with_a_small_error(key):
-    assert 0 <= verify(SPEC.axes, key, trials=5) < 1e-6
+    assert 0 <= verify(SPEC.entries, key, trials=5) < 1e-6
 
 
 def test_compounds_pass(key):
@@ -59,13 +59,13 @@ def test_wrong_entries_are_found(name, key):
     with pytest.raises(
         SpecError, match=r"changes the outputs by .*\(tolerance 1e-05\)"
     ):
-        verify({**SPEC.axes, **MUTATIONS[name]}, key)
+        verify({**SPEC.entries, **MUTATIONS[name]}, key)
 
 
 def test_outputs_that_are_permuted_are_found(key):
     # The outputs are given a perm, which something must consume.
     axes = {
-        **SPEC.axes,
+        **SPEC.entries,
         "layers/2/w": (READ_H1, Axis("y", "out")),
         "layers/2/b": (Axis("y", "in"),),
     }
@@ -79,7 +79,7 @@ def test_the_wrong_order_in_a_product_is_found(key):
     params, x = variables(net, (4, 6, 3), 1), images(4, (4, 6, 3))
     right = flatten_spec(6)
     flat = Product((Axis("conv", "in"), Fixed(6)))
-    axes = {**right.axes, "params/hidden/kernel": (flat, Axis("hidden", "out"))}
+    axes = {**right.entries, "params/hidden/kernel": (flat, Axis("hidden", "out"))}
     spec = PermutationSpec(axes, right.perms)
     with pytest.raises(SpecError, match="changes the outputs by"):
         zipjax.verify_spec(net.apply, params, spec, x, key=key)
@@ -98,17 +98,17 @@ def constant(params, value):
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_constant_parameters_verify_nothing(value, key):
     with pytest.raises(SpecError, match=r"'h0' moves none .*Randomise"):
-        verify(SPEC.axes, key, constant(PARAMS, value))
+        verify(SPEC.entries, key, constant(PARAMS, value))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_parameters_that_are_not_finite_verify_nothing(value, key):
     with pytest.raises(SpecError, match="not finite"):
-        verify(SPEC.axes, key, constant(PARAMS, value))
+        verify(SPEC.entries, key, constant(PARAMS, value))
 
 
 def test_the_tolerance_decides(key):
-    spec = PermutationSpec({**SPEC.axes, "layers/0/b": (None,)}, SPEC.perms)
+    spec = PermutationSpec({**SPEC.entries, "layers/0/b": (None,)}, SPEC.perms)
     arguments = (dense_apply, PARAMS, spec, X)
     error = zipjax.verify_spec(*arguments, key=key, tolerance=10)
     assert error > 1e-3
@@ -118,7 +118,7 @@ def test_the_tolerance_decides(key):
 
 def test_at_least_one_trial(key):
     with pytest.raises(ValueError, match="trials = 0"):
-        verify(SPEC.axes, key, trials=0)
+        verify(SPEC.entries, key, trials=0)
 
 
 def test_outputs_may_be_a_pytree(key):
@@ -179,12 +179,12 @@ def zipped_with_its_double(axes):
 def test_a_zip_of_doubles_keeps_the_function():
     expected = dense_apply(PARAMS, X)
     assert relative_error(dense_apply(with_doubles(PARAMS), X), expected) < 1e-6
-    assert relative_error(zipped_with_its_double(SPEC.axes), expected) < 1e-6
+    assert relative_error(zipped_with_its_double(SPEC.entries), expected) < 1e-6
 
 
 @pytest.mark.parametrize("path", ["layers/0/b", "layers/1/b"])
 def test_a_flipped_role_shows_in_a_zip(path, key):
-    flipped = {**SPEC.axes, path: (Axis(SPEC.axes[path][0].perm, "in"),)}
+    flipped = {**SPEC.entries, path: (Axis(SPEC.entries[path][0].perm, "in"),)}
     assert verify(flipped, key) < 1e-6
     expected = dense_apply(PARAMS, X)
     assert relative_error(zipped_with_its_double(flipped), expected) > 0.01
@@ -199,4 +199,4 @@ def test_a_flipped_role_shows_in_a_zip(path, key):
 )
 def test_a_flipped_role_that_leaves_a_perm_without_a_reader(path, entries, message):
     with pytest.raises(ValueError, match=message):
-        PermutationSpec({**SPEC.axes, path: entries}, SPEC.perms)
+        PermutationSpec({**SPEC.entries, path: entries}, SPEC.perms)

@@ -110,7 +110,7 @@ def test_wrong_inputs_are_refused() -> None:
 
 def test_unused_parameters_are_frozen_and_named() -> None:
     spec = infer_spec(_linear, {**PARAMS, "aux": np.ones((7, 2))}, X)
-    assert spec.axes["aux"] == (None, None)
+    assert spec.entries["aux"] == (None, None)
     assert "aux[0]: not used" in explain(spec)
 
 

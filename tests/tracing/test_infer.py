@@ -34,8 +34,8 @@ def _renamed(spec: PermutationSpec) -> tuple[dict, dict]:
             return Axis(name, entry.role)
         return entry
 
-    paths = sorted(spec.axes)
-    axes = {path: tuple(map(number, spec.axes[path])) for path in paths}
+    paths = sorted(spec.entries)
+    axes = {path: tuple(map(number, spec.entries[path])) for path in paths}
     return axes, {numbers[name]: perm for name, perm in spec.perms.items()}
 
 
@@ -77,15 +77,15 @@ def test_network_order_not_the_order_of_names() -> None:
 
     params = {"a": np.ones((3, 4)), "k": np.ones((4, 2)), "z": np.ones((5, 3))}
     spec = infer_spec(apply_fn, params, normal(2, 5))
-    assert list(spec.axes) == ["z", "a", "k"]
-    assert spec.axes["a"] == (Axis("z", "in"), Axis("a", "out"))
+    assert list(spec.entries) == ["z", "a", "k"]
+    assert spec.entries["a"] == (Axis("z", "in"), Axis("a", "out"))
     assert dict(spec.depths) == {"z": 1, "a": 2, "k": 3}
 
 
 def test_flatten_is_a_product() -> None:
     case = convnets.CASES["vgg"]()
     spec = infer_spec(case.apply_fn, case.params, *case.inputs)
-    kernel = spec.axes["params/Dense_0/kernel"]
+    kernel = spec.entries["params/Dense_0/kernel"]
     flat = Product((Fixed(4), Axis("params/Conv_1", "in")))
     assert kernel == (flat, Axis("params/Dense_0", "out"))
 
@@ -98,7 +98,9 @@ def test_fused_qkv_is_a_sum_and_keys_consume() -> None:
         Product((Axis(heads, "out"), inside))
         for inside in (Axis(inner, "out"), Axis(inner, "in"), Axis(values, "out"))
     )
-    assert spec.axes["params/FusedAttention_0/qkv/bias"] == (Sum((query, key, value)),)
+    assert spec.entries["params/FusedAttention_0/qkv/bias"] == (
+        Sum((query, key, value)),
+    )
     assert spec.perms[inner].groups == spec.perms[values].groups == (heads,)
     assert spec.layers == 14
 
@@ -106,7 +108,7 @@ def test_fused_qkv_is_a_sum_and_keys_consume() -> None:
 def test_fused_qkv_with_an_axis_of_its_own_is_a_family() -> None:
     case = vits.CASES["vit-general"]()
     spec = infer_spec(case.apply_fn, case.params, *case.inputs)
-    index, heads, inside = spec.axes["params/FusedAttention_0/qkv/bias"]
+    index, heads, inside = spec.entries["params/FusedAttention_0/qkv/bias"]
     assert index == Sum((Fixed(1), Fixed(1), Fixed(1)))
     assert isinstance(heads, Axis)
     assert isinstance(inside, Family)
@@ -120,7 +122,7 @@ def test_tied_embeddings_produce() -> None:
     case = sequences.CASES["gpt2-tied"]()
     spec = infer_spec(case.apply_fn, case.params, *case.inputs)
     stream = Axis("params/Embed_0", "out")
-    assert spec.axes["params/Embed_0/embedding"] == (None, stream)
+    assert spec.entries["params/Embed_0/embedding"] == (None, stream)
     assert spec.depths["params/Embed_0/embedding"] == 1
 
 
@@ -132,7 +134,7 @@ def test_layers_under_scan_have_orders_of_their_own() -> None:
     stream = spec.perms["params/Dense_0"]
     assert stream.groups == ()
     assert all(p.groups[0] == layers for p in spec.perms.values() if p != stream)
-    kernel = spec.axes["params/ScanBlock_0/Dense_0/kernel"]
+    kernel = spec.entries["params/ScanBlock_0/Dense_0/kernel"]
     assert kernel[0] == Index(layers, 3)
     assert PermutationSpec.from_json(spec.to_json()) == spec
 
@@ -142,8 +144,8 @@ def test_units_belong_to_their_expert() -> None:
     spec = infer_spec(case.apply_fn, case.params, *case.inputs)
     assert spec.perms["params/up"].groups == ("params/router",)
     # The last product sums over experts and their units at once.
-    assert spec.axes["params/up"][0].role == "out"
-    assert [axis.role for axis in spec.axes["params/down"][:2]] == ["in", "in"]
+    assert spec.entries["params/up"][0].role == "out"
+    assert [axis.role for axis in spec.entries["params/down"][:2]] == ["in", "in"]
 
 
 def test_notes_travel_and_do_not_tell_specs_apart() -> None:
@@ -153,7 +155,7 @@ def test_notes_travel_and_do_not_tell_specs_apart() -> None:
     assert again.notes == spec.notes
     assert explain(again) == explain(spec)
     assert hash(again) == hash(spec)
-    bare = PermutationSpec(spec.axes, spec.perms, spec.depths)
+    bare = PermutationSpec(spec.entries, spec.perms, spec.depths)
     assert bare == spec
     assert "declared" in explain(bare)
 

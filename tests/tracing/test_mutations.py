@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from tests.zoo import convnets, sequences, vits
-from zipjax.spec.entries import Axis, Entry, Fixed, leaf_axes
+from zipjax.spec.entries import Axis, Entry, Fixed, axes_of
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.spec.verify import verify_spec
 from zipjax.tracing.infer import infer_spec
-from zipjax.tracing.node_entries import map_leaves, simplified
+from zipjax.tracing.node_entries import map_axes, simplified
 from zipjax.types import SpecError
 
 CASES = {**convnets.CASES, **vits.CASES, **sequences.CASES}
@@ -24,22 +24,22 @@ def _with_leaf(
 ) -> PermutationSpec:
     """Replaces the leaf of that number in a parameter's entries."""
     count = iter(range(10**6))
-    entries = map_leaves(
-        spec.axes[path],
+    entries = map_axes(
+        spec.entries[path],
         spec.sizes,
         lambda axis, _: new if next(count) == number else axis,
     )
-    axes = {**spec.axes, path: simplified(entries)}
-    used = {a.perm for row in axes.values() for entry in row for a in leaf_axes(entry)}
+    axes = {**spec.entries, path: simplified(entries)}
+    used = {a.perm for row in axes.values() for entry in row for a in axes_of(entry)}
     perms = {name: perm for name, perm in spec.perms.items() if name in used}
-    return dataclasses.replace(spec, axes=axes, perms=perms)
+    return dataclasses.replace(spec, entries=axes, perms=perms)
 
 
 def _mutants(spec: PermutationSpec) -> Iterator[Any]:
-    for path, entries in spec.axes.items():
+    for path, entries in spec.entries.items():
         count = iter(range(10**6))
         seen: list[tuple[int, Axis]] = []
-        map_leaves(
+        map_axes(
             entries,
             spec.sizes,
             lambda axis, _, c=count, s=seen: s.append((next(c), axis)) or axis,

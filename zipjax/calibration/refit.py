@@ -146,7 +146,7 @@ def _own(rows: list[Array]) -> Array:
 def _matched(layer: Layer, spec: PermutationSpec, matrices: Matrices) -> Target:
     """Returns the target of a zipped layer: its value, merged as its bias would be."""
     produced = kernel_axes(layer)[1]
-    axes = enumerate(spec.axes[layer.kernel])
+    axes = enumerate(spec.entries[layer.kernel])
     entries = tuple(entry if k in produced else None for k, entry in axes)
     shape = stat_shape(layer)
 

@@ -32,7 +32,7 @@ from zipjax.merging.weights import Matrices, merge_leaf
 from zipjax.program.layers import Layer, find_layers
 from zipjax.program.program import Derived, ValueId, evaluate, own_rule, trace
 from zipjax.program.rows import kernel_axes, unit_axes
-from zipjax.spec.entries import Entries, leaf_axes
+from zipjax.spec.entries import Entries, axes_of
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import check_models, path_leaves
 from zipjax.types import AnyArray, ApplyFn, Array, PyTree
@@ -148,9 +148,9 @@ def _sites(
     found = []
     for kernel, layer in current.layers().items():
         produced = kernel_axes(layer)[1]
-        axes = enumerate(spec.axes[kernel])
+        axes = enumerate(spec.entries[kernel])
         entries = tuple(entry if k in produced else None for k, entry in axes)
-        perms = {axis.perm for entry in entries for axis in leaf_axes(entry)}
+        perms = {axis.perm for entry in entries for axis in axes_of(entry)}
         if kernel in merged.trunk and perms & set(assignments):
             if layer.bias not in merged.trunk:
                 layer = dataclasses.replace(layer, bias=None)

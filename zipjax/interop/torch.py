@@ -50,7 +50,7 @@ def to_flax(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     how = architecture(model)
     state = as_arrays("the state dictionary", state_dict)
     found = {key: array for key, array in state.items() if not _BUFFERS.search(key)}
-    axes = how.spec(model).axes
+    axes = how.spec(model).entries
     names = _nearest(how.namings(model), axes, found)
     arrays = {path: found[key] for path, key in names.items()}
     for path, entries in axes.items():
@@ -86,7 +86,7 @@ def from_flax(
       ValueError: if the naming is unknown or the variables are those of another model.
     """
     how = architecture(model)
-    axes, leaves = how.spec(model).axes, path_leaves(variables)
+    axes, leaves = how.spec(model).entries, path_leaves(variables)
     check_same_keys(
         f"these are no variables of {type(model).__name__}",
         axes,

@@ -12,7 +12,7 @@ import numpy as np
 from zipjax.merging.each import each, one_or_each
 from zipjax.merging.matrices import Assignments, check_widths
 from zipjax.merging.merged import Merged, heads_of
-from zipjax.spec.entries import leaf_axes
+from zipjax.spec.entries import axes_of
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import check_models
 from zipjax.types import Leaves, PyTree
@@ -47,7 +47,7 @@ def shared_paths(
     """Returns the paths that are merged: all, or those not deeper than the cut."""
     if stop_at is None:
         if not _differing(all_leaves):
-            return frozenset(spec.axes)
+            return frozenset(spec.entries)
         stop_at = len(spec.cuts)
     return spec.trunk(stop_at)
 
@@ -84,8 +84,8 @@ def models_spec(
     zipped = {
         axis.perm
         for path in merged.trunk
-        for entry in specs[0].axes[path]
-        for axis in leaf_axes(entry)
+        for entry in specs[0].entries[path]
+        for axis in axes_of(entry)
     }
     if missing := sorted(zipped - set(assignments)):
         raise ValueError(
@@ -152,8 +152,8 @@ def _difference(specs: Specs, number: int) -> str | None:
     first, trunk = specs[0], specs[0].trunk(number)
     perms = first.stop(number).perms
     for k, spec in enumerate(specs):
-        for path in (path for path in first.axes if path in trunk):
-            mine, theirs = first.axes[path], spec.axes.get(path)
+        for path in (path for path in first.entries if path in trunk):
+            mine, theirs = first.entries[path], spec.entries.get(path)
             if mine != theirs:
                 found = "is missing" if theirs is None else f"has the entries {theirs}"
                 return (
@@ -168,11 +168,11 @@ def _difference(specs: Specs, number: int) -> str | None:
                 )
             for path, _, axis in spec.members(perm):
                 if axis.role == "out" and path not in trunk:
-                    mine = first.axes.get(path, "no such parameter")
+                    mine = first.entries.get(path, "no such parameter")
                     return (
                         f"parameter {path!r} produces units of perm {perm!r} in the "
                         f"spec of model {k}, where it has the entries "
-                        f"{spec.axes[path]}, but the spec of model 0 has {mine}"
+                        f"{spec.entries[path]}, but the spec of model 0 has {mine}"
                     )
     return None
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.merging.each import OneOrEach, each
-from zipjax.spec.blocks import map_leaf_axes
-from zipjax.spec.entries import Axis, Entries, leaf_name
+from zipjax.spec.blocks import map_atoms
+from zipjax.spec.entries import Axis, Entries, atom_name
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.types import Array, Leaves
 
@@ -55,7 +55,7 @@ def merge_leaf(
             scale = float(num_models) ** (produced - 1)
             return scale * multiply_axes(array, axes, perms, own)
 
-        return map_leaf_axes(leaf, entries, sizes, multiply)
+        return map_atoms(leaf, entries, sizes, multiply)
 
     parts = jax.vmap(contribution)(leaves.astype(_wide(leaves)), matrices)
     total = jnp.tensordot(shares, parts, 1, precision=jax.lax.Precision.HIGHEST)
@@ -79,7 +79,7 @@ def unmerge_leaf(
         return multiply_axes(array, axes, perms, own, numbers=consumed)
 
     sizes = {name: perm.size for name, perm in perms.items()}
-    out = map_leaf_axes(leaf.astype(_wide(leaf)), entries, sizes, multiply)
+    out = map_atoms(leaf.astype(_wide(leaf)), entries, sizes, multiply)
     return out.astype(leaf.dtype)
 
 
@@ -109,14 +109,14 @@ def merge_all(
     specs = each(spec, len(models), "specs")
     first = specs[0]
     shared: dict[str, Array] = {}
-    for path in (path for path in first.axes if path in trunk):
+    for path in (path for path in first.entries if path in trunk):
         stacked = jnp.stack([model[path] for model in models])
-        entries = first.axes[path]
+        entries = first.entries[path]
         shared[path] = merge_leaf(stacked, entries, first.perms, matrices, shares)
     unmerged: list[dict[str, Array]] = []
     for k, (own_spec, of_model) in enumerate(zip(specs, heads, strict=True)):
         mine = {perm: (m[k], u[k]) for perm, (m, u) in matrices.items()}
-        rest = {p: e for p, e in own_spec.axes.items() if p not in trunk}
+        rest = {p: e for p, e in own_spec.entries.items() if p not in trunk}
         unmerged += [
             {p: unmerge_leaf(own[p], e, own_spec.perms, mine) for p, e in rest.items()}
             for own in of_model
@@ -141,7 +141,7 @@ def multiply_axes(
       own: M_i ``[*groups, units, n]`` and U_i ``[*groups, n, units]`` by perm.
       numbers: numbers of the axes to multiply; by default all.
     """
-    places = {leaf_name(axis): k for k, axis in enumerate(axes)}
+    places = {atom_name(axis): k for k, axis in enumerate(axes)}
     operands: list[Any] = [array, list(range(array.ndim))]
     result = list(range(array.ndim))
     for number, axis in enumerate(axes):

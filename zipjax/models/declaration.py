@@ -20,7 +20,7 @@ class Declaration:
     """Entries and perms, collected in the network's order.
 
     Attributes:
-      axes: the entries of every parameter.
+      entries: those of every parameter.
       perms: the perms.
     """
 
@@ -30,13 +30,13 @@ class Declaration:
         Args:
           groups: number of groups of every GroupNorm; None for BatchNorm.
         """
-        self.axes: dict[str, Entries] = {}
+        self.entries: dict[str, Entries] = {}
         self.perms: dict[str, Perm] = {}
         self._groups = groups
 
     def spec(self) -> PermutationSpec:
         """Returns what was declared."""
-        return PermutationSpec(self.axes, self.perms)
+        return PermutationSpec(self.entries, self.perms)
 
     def perm(self, name: str, size: int, *groups: Axis) -> Axis:
         """Declares a perm, nested in others or not, and returns its units."""
@@ -56,7 +56,7 @@ class Declaration:
 
     def param(self, path: str, *entries: Entry) -> None:
         """Declares a parameter that belongs to no layer below."""
-        self.axes[f"params/{path}"] = entries
+        self.entries[f"params/{path}"] = entries
 
     def dense(
         self, path: str, reads: Entry, writes: Entry, *, bias: bool = True
@@ -78,8 +78,8 @@ class Declaration:
         """Declares the BatchNorm or GroupNorm behind a convolution."""
         self.layer_norm(path, units)
         if self._groups is None:
-            self.axes[f"batch_stats/{path}/mean"] = (units,)
-            self.axes[f"batch_stats/{path}/var"] = (units,)
+            self.entries[f"batch_stats/{path}/mean"] = (units,)
+            self.entries[f"batch_stats/{path}/var"] = (units,)
 
     def layer_norm(self, path: str, units: Entry) -> None:
         """Declares a LayerNorm: scale and bias go with the units, and read none."""

@@ -19,7 +19,7 @@ from zipjax.recipes.match_and_merge import check_moments
 from zipjax.recipes.presets import Recipe
 from zipjax.similarity.measures import activation_similarity
 from zipjax.similarity.moments import Moments
-from zipjax.spec.entries import Entries, entry_size, leaf_axes
+from zipjax.spec.entries import Entries, axes_of, entry_size
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, PyTree
 
@@ -96,7 +96,7 @@ class _Kernel(NamedTuple):
     @property
     def perms(self) -> set[str]:
         """The perms that it reads or writes."""
-        return {axis.perm for entry in self.entries for axis in leaf_axes(entry)}
+        return {axis.perm for entry in self.entries for axis in axes_of(entry)}
 
     def price(self, sizes: Mapping[str, int]) -> int:
         """Returns the multiplications at these widths."""
@@ -116,7 +116,7 @@ def _kernels(
     for path, layer in find_layers(program).items():
         produced = math.prod(layer.shape[k] for k in kernel_axes(layer)[1])
         values = math.prod(program.avals[layer.equation.results[0]].shape)
-        found[path] = _Kernel(spec.axes[path], layer.shape, values // produced)
+        found[path] = _Kernel(spec.entries[path], layer.shape, values // produced)
     return found
 
 

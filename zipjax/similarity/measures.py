@@ -120,7 +120,7 @@ def _rows_of(
     once: bool,
 ) -> list[Array]:
     """Returns what a parameter of all models says of units: ``[samples, N*units]``."""
-    entries = spec.axes[path]
+    entries = spec.entries[path]
     # Perms go by number: parameters of one shape share a compiled program.
     names = {name: str(k) for k, name in enumerate(entry_names(entries))}
     perms = tuple(

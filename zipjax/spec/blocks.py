@@ -1,4 +1,4 @@
-"""Arrays with compound axes, seen as arrays whose axes are leaves.
+"""Arrays with compound axes, seen as arrays whose axes are atoms.
 
 A product is a reshape and a sum is a slice (in which families of other axes become
 one of their members, so that sums come first); everything that reads or changes units
@@ -18,20 +18,20 @@ from zipjax.spec.entries import (
     Entry,
     Product,
     Sum,
+    atom_name,
     entry_size,
-    leaf_name,
     select_member,
 )
 from zipjax.types import Array
 
 
-def map_leaf_axes(
+def map_atoms(
     array: Array,
     entries: Entries,
     sizes: Mapping[str, int],
     function: Callable[[Array, Entries], Array],
 ) -> Array:
-    """Applies ``function(array, entries)`` where every entry is a leaf.
+    """Applies ``function(array, entries)`` where every entry is an atom.
 
     Args:
       array: an array with one entry an axis.
@@ -46,7 +46,7 @@ def map_leaf_axes(
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
             mapped = [
-                map_leaf_axes(piece, parts, sizes, function)
+                map_atoms(piece, parts, sizes, function)
                 for parts, piece in _split(array, number, entries, sizes)
             ]
             return jnp.concatenate(mapped, axis=number)
@@ -55,7 +55,7 @@ def map_leaf_axes(
         if isinstance(entry, Product):
             factors = entry.factors
             opened = _open(array, number, factors, sizes)
-            out = map_leaf_axes(opened, (*before, *factors, *behind), sizes, function)
+            out = map_atoms(opened, (*before, *factors, *behind), sizes, function)
             return _close(out, number, len(factors))
     return function(array, entries)
 
@@ -63,7 +63,7 @@ def map_leaf_axes(
 def array_blocks(
     array: Array, entries: Entries, sizes: Mapping[str, int]
 ) -> Iterator[tuple[Array, Entries]]:
-    """Yields the parts of an array between its sums, with leaves as entries."""
+    """Yields the parts of an array between its sums, with atoms as entries."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
             for parts, piece in _split(array, number, entries, sizes):
@@ -94,19 +94,19 @@ def unit_views(
       perm: the perm whose units become the last axis; all else are samples.
       groups: what the perm is nested in: the units of all groups are told apart.
     """
-    for block, leaves in array_blocks(array, entries, sizes):
-        for number in perm_axes(leaves, perm):
-            yield flat_units(block, unit_axes(leaves, number, groups))
+    for block, atoms in array_blocks(array, entries, sizes):
+        for number in perm_axes(atoms, perm):
+            yield flat_units(block, unit_axes(atoms, number, groups))
 
 
-def perm_axes(leaves: Entries, perm: str) -> list[int]:
+def perm_axes(atoms: Entries, perm: str) -> list[int]:
     """Returns the numbers of the axes that a perm has."""
-    return [k for k, x in enumerate(leaves) if isinstance(x, Axis) and x.perm == perm]
+    return [k for k, x in enumerate(atoms) if isinstance(x, Axis) and x.perm == perm]
 
 
-def unit_axes(leaves: Entries, number: int, groups: tuple[str, ...]) -> tuple[int, ...]:
+def unit_axes(atoms: Entries, number: int, groups: tuple[str, ...]) -> tuple[int, ...]:
     """Returns the axes of the enclosing groups, outermost first, and of the units."""
-    places = {leaf_name(entry): k for k, entry in enumerate(leaves)}
+    places = {atom_name(entry): k for k, entry in enumerate(atoms)}
     return (*(places[group] for group in groups), number)
 
 

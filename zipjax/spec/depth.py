@@ -9,7 +9,7 @@ add to it.
 import dataclasses
 from collections.abc import Mapping
 
-from zipjax.spec.entries import Entries, leaf_axes
+from zipjax.spec.entries import Entries, axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,27 +29,33 @@ class Cut:
     perms: tuple[str, ...]
 
 
-def layer_depths(axes: Mapping[str, Entries]) -> dict[str, int]:
+def layer_depths(entries: Mapping[str, Entries]) -> dict[str, int]:
     """Returns every parameter's depth, in layers.
 
+    A parameter that consumes perms is one layer deeper than their deepest producer. A
+    kernel that consumes none reads the network's input, or units without a perm, and
+    lies after every layer whose outputs have no perm. Biases and norms, with a single
+    axis, lie where the perm that they belong to was last produced.
+
+    For example, ``w1 [None, h] -> b1 [h] -> w2 [h, None]`` has the depths 1, 1 and 2.
+
     Args:
-      axes: the entries of every parameter in the order in which the network uses them.
+      entries: those of every parameter, in the order in which the network uses them.
     """
     depths: dict[str, int] = {}
-    produced_at: dict[str, int] = {}
-    frontier = previous = 0
-    for path, entries in axes.items():
-        consumed, produced = _read(entries), _perms(entries, "out")
+    produced_at: dict[str, int] = {}  # By perm: the deepest layer that writes to it.
+    frontier = 0  # The deepest layer whose outputs have no perm.
+    previous = 0  # The depth of the parameter before this one.
+    for path, row in entries.items():
+        consumed, produced = _read_perms(row), _perms(row, "out")
         written = max((produced_at.get(p, 0) for p in produced), default=0)
         if consumed:
             depth = 1 + max(produced_at.get(p, 0) for p in consumed)
-        elif len(entries) > 1:
-            # It reads the network's input, or units without a perm: nothing that has
-            # such outputs may lie behind it.
+        elif len(row) > 1:
             depth = max(written, 1 + frontier)
         else:
             depth = written or previous
-        if not produced and len(entries) + len(consumed) > 1:
+        if not produced and (consumed or len(row) > 1):
             frontier = max(frontier, depth)
         produced_at.update({p: max(depth, produced_at.get(p, 0)) for p in produced})
         depths[path] = previous = depth
@@ -57,30 +63,30 @@ def layer_depths(axes: Mapping[str, Entries]) -> dict[str, int]:
 
 
 def perm_spans(
-    axes: Mapping[str, Entries], depths: Mapping[str, int] | None = None
+    entries: Mapping[str, Entries], depths: Mapping[str, int]
 ) -> dict[str, tuple[int, int]]:
     """Returns the depths at which each perm is first and last produced.
 
     Args:
-      axes: the entries of every parameter, in the network's order.
-      depths: every parameter's depth; by default what follows from the entries.
+      entries: those of every parameter, in the network's order.
+      depths: every parameter's depth.
     """
     spans: dict[str, tuple[int, int]] = {}
-    for path, depth in (depths or layer_depths(axes)).items():
-        for perm in _perms(axes[path], "out"):
+    for path, depth in depths.items():
+        for perm in _perms(entries[path], "out"):
             low, high = spans.get(perm, (depth, depth))
             spans[perm] = (min(low, depth), max(high, depth))
     return spans
 
 
-def find_cuts(
-    axes: Mapping[str, Entries], depths: Mapping[str, int] | None = None
-) -> tuple[Cut, ...]:
-    """Lists the closed cuts: no perm is produced both before and behind one.
+def find_cuts(spans: Mapping[str, tuple[int, int]]) -> tuple[Cut, ...]:
+    """Lists the closed cuts: no perm is produced both before and after one.
 
     A residual stream is thus zipped with every block that writes to it.
+
+    Args:
+      spans: the depths at which each perm is first and last produced.
     """
-    spans = perm_spans(axes, depths)
     cuts = []
     for depth in sorted({high for _, high in spans.values()}):
         if not any(low <= depth < high for low, high in spans.values()):
@@ -92,7 +98,7 @@ def find_cuts(
     return tuple(cuts)
 
 
-def _read(entries: Entries) -> list[str]:
+def _read_perms(entries: Entries) -> list[str]:
     """Lists the perms that a parameter reads.
 
     In a fused kernel of attention K consumes what Q produces, along the same axis: it
@@ -107,5 +113,5 @@ def _read(entries: Entries) -> list[str]:
 
 
 def _perms(entries: Entries, role: str) -> list[str]:
-    axes = (axis for entry in entries for axis in leaf_axes(entry))
+    axes = (axis for entry in entries for axis in axes_of(entry))
     return list(dict.fromkeys(axis.perm for axis in axes if axis.role == role))

@@ -6,7 +6,7 @@
 * ``Product(factors)``: a row-major product of entries, such as the h*w*c inputs of a
   Dense layer behind a flatten, ``Product((Fixed(h * w), Axis("conv", "in")))``;
 * ``Sum(parts)``: a concatenation of entries, such as the inputs behind a skip
-  connection by concatenation. ``Fixed(size)`` is a leaf of a compound without a perm;
+  connection by concatenation. ``Fixed(size)`` is an atom of a compound without a perm;
 * ``Index(name, size)``: an axis without a perm whose elements are groups of units all
   the same, such as the layers of parameters that are stacked for a scan;
 * ``Family(index, members)``: ``members[k]`` where axis number ``index`` of the same
@@ -85,28 +85,28 @@ Entry: TypeAlias = Axis | Fixed | Index | Product | Sum | Family | None
 Entries: TypeAlias = tuple[Entry, ...]
 
 
-def leaf_axes(entry: Entry) -> Iterator[Axis]:
-    """Yields the ``Axis`` leaves of an entry from left to right."""
+def axes_of(entry: Entry) -> Iterator[Axis]:
+    """Yields the ``Axis`` atoms of an entry from left to right."""
     match entry:
         case Axis():
             yield entry
         case Product(children) | Sum(children) | Family(_, children):
             for child in children:
-                yield from leaf_axes(child)
+                yield from axes_of(child)
 
 
-def leaf_indices(entry: Entry) -> Iterator[Index]:
-    """Yields the ``Index`` leaves of an entry from left to right."""
+def indices_of(entry: Entry) -> Iterator[Index]:
+    """Yields the ``Index`` atoms of an entry from left to right."""
     match entry:
         case Index():
             yield entry
         case Product(children) | Sum(children) | Family(_, children):
             for child in children:
-                yield from leaf_indices(child)
+                yield from indices_of(child)
 
 
-def leaf_name(entry: Entry) -> str | None:
-    """Returns the perm or the index that a leaf belongs to."""
+def atom_name(entry: Entry) -> str | None:
+    """Returns the perm or the index that an atom belongs to."""
     match entry:
         case Axis():
             return entry.perm
@@ -117,8 +117,8 @@ def leaf_name(entry: Entry) -> str | None:
 
 def entry_names(entries: Entries) -> list[str]:
     """Returns the perms and indices of an array's axes, each once."""
-    leaves = [x for e in entries for x in (*leaf_axes(e), *leaf_indices(e))]
-    return list(dict.fromkeys(name for name in map(leaf_name, leaves) if name))
+    atoms = [x for e in entries for x in (*axes_of(e), *indices_of(e))]
+    return list(dict.fromkeys(name for name in map(atom_name, atoms) if name))
 
 
 def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
@@ -137,19 +137,19 @@ def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
     return entry
 
 
-def leaf_blocks(entries: Entries) -> Iterator[Entries]:
-    """Yields the leaves of an array's axes, for every block between its sums."""
+def atom_blocks(entries: Entries) -> Iterator[Entries]:
+    """Yields the atoms of an array's axes, for every block between its sums."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
             for k, part in enumerate(entry.parts):
                 inside = [select_member(other, number, k) for other in entries]
                 inside[number] = part
-                yield from leaf_blocks(tuple(inside))
+                yield from atom_blocks(tuple(inside))
             return
     for number, entry in enumerate(entries):
         if isinstance(entry, Product):
             opened = (*entries[:number], *entry.factors, *entries[number + 1 :])
-            yield from leaf_blocks(opened)
+            yield from atom_blocks(opened)
             return
     yield entries
 

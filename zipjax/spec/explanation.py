@@ -28,7 +28,7 @@ def _perm_lines(spec: PermutationSpec) -> list[str]:
 
 def _frozen_lines(spec: PermutationSpec) -> list[str]:
     lines = ["frozen axes:"]
-    for path, entries in spec.axes.items():
+    for path, entries in spec.entries.items():
         for number, entry in enumerate(entries):
             if spec.notes is None:
                 why = "declared" if _is_frozen(entry) else None

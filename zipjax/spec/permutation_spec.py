@@ -19,13 +19,13 @@ from zipjax.spec.entries import (
     Entry,
     Family,
     Role,
+    atom_blocks,
+    atom_name,
+    axes_of,
     decode,
     encode,
     entry_size,
-    leaf_axes,
-    leaf_blocks,
-    leaf_indices,
-    leaf_name,
+    indices_of,
 )
 from zipjax.spec.notes import Notes
 from zipjax.trees import check_same_keys, path_leaves
@@ -54,10 +54,10 @@ class PermutationSpec:
     function.
 
     Attributes:
-      axes: ``{path: (entry, ...)}``, one entry for every axis of every parameter, in
+      entries: ``{path: (entry, ...)}``, one entry for every axis of every parameter, in
         the order in which the network uses the parameters: depth is counted from it.
       perms: ``{name: Perm}`` in depth order.
-      depths: every parameter's depth in layers; empty where it follows from ``axes``.
+      depths: every parameter's depth in layers; empty where it follows from ``entries``.
       notes: what inference has to say about the spec.
 
     Raises:
@@ -65,34 +65,37 @@ class PermutationSpec:
         perm is never produced or never consumed.
     """
 
-    axes: Mapping[str, Entries]
+    entries: Mapping[str, Entries]
     perms: Mapping[str, Perm]
     depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Notes | None = None
 
     def __post_init__(self) -> None:
-        axes = {path: tuple(entries) for path, entries in self.axes.items()}
-        object.__setattr__(self, "axes", MappingProxyType(axes))
-        object.__setattr__(self, "perms", MappingProxyType(dict(self.perms)))
+        entries = {path: tuple(row) for path, row in self.entries.items()}
+        self._set("entries", entries)
+        self._set("perms", self.perms)
+        self._set("depths", self.depths)
         self._check_perms()
         self._check_groups()
-        object.__setattr__(self, "depths", MappingProxyType(dict(self.depths)))
         spans = self.spans
         ordered = sorted(spans, key=lambda name: spans[name][1])
-        perms = {name: self.perms[name] for name in ordered}
-        object.__setattr__(self, "perms", MappingProxyType(perms))
+        self._set("perms", {name: self.perms[name] for name in ordered})
+
+    def _set(self, name: str, mapping: Mapping[str, Any]) -> None:
+        # Read-only copies: derived values are cached, so that nothing may change.
+        object.__setattr__(self, name, MappingProxyType(dict(mapping)))
 
     @classmethod
     def declare(
         cls,
-        axes: Mapping[str, Entries],
+        entries: Mapping[str, Entries],
         params: PyTree,
         groups: Mapping[str, tuple[str, ...]] | None = None,
     ) -> "PermutationSpec":
         """Makes a spec from entries alone; the sizes come from the parameters.
 
         Args:
-          axes: the entries of every parameter, in the network's order.
+          entries: those of every parameter, in the network's order.
           params: parameter pytree, of arrays or of ``jax.ShapeDtypeStruct``.
           groups: for perms nested in others, the names of those.
 
@@ -101,11 +104,11 @@ class PermutationSpec:
             different size, and whatever the constructor refuses.
         """
         shapes = {path: tuple(x.shape) for path, x in path_leaves(params).items()}
-        _check_paths(axes, shapes)
-        sizes = _solve_sizes(axes, shapes)
+        _check_paths(entries, shapes)
+        sizes = _solve_sizes(entries, shapes)
         nesting = groups or {}
         perms = {name: Perm(n, nesting.get(name, ())) for name, n in sizes.items()}
-        spec = cls(axes, perms)
+        spec = cls(entries, perms)
         spec.validate(params)
         return spec
 
@@ -123,45 +126,51 @@ class PermutationSpec:
         """Returns the number of units of a perm in all groups of a model."""
         return math.prod(self.group_sizes(perm)) * self.perms[perm].size
 
-    @property
-    def indices(self) -> dict[str, int]:
+    @functools.cached_property
+    def indices(self) -> Mapping[str, int]:
         """Number of elements of every index."""
-        leaves = (
-            leaf
-            for entries in self.axes.values()
+        atoms = (
+            atom
+            for entries in self.entries.values()
             for entry in entries
-            for leaf in leaf_indices(entry)
+            for atom in indices_of(entry)
         )
-        return {leaf.name: leaf.size for leaf in leaves}
+        return MappingProxyType({atom.name: atom.size for atom in atoms})
 
-    @property
+    @functools.cached_property
     def layers(self) -> int:
         """Number of layers on the longest path from the input to the output."""
         return max(self._layer_depths.values())
 
-    @property
-    def spans(self) -> dict[str, tuple[int, int]]:
+    @functools.cached_property
+    def spans(self) -> Mapping[str, tuple[int, int]]:
         """The depths at which each perm is first and last produced."""
-        return perm_spans(self.axes, self.depths)
+        return MappingProxyType(perm_spans(self.entries, self._layer_depths))
 
-    @property
+    @functools.cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """The places where a partial zip may stop, from the input to the output."""
-        return find_cuts(self.axes, self.depths)
+        return find_cuts(self.spans)
 
-    def stop(self, stop_at: str | int | None) -> Cut:
+    @functools.cached_property
+    def group_perms(self) -> frozenset[str]:
+        """The perms and indices that enclose others: heads, the groups of a norm."""
+        return frozenset(g for perm in self.perms.values() for g in perm.groups)
+
+    def is_plain(self, perm: str) -> bool:
+        """Returns whether a perm neither encloses others nor is enclosed by any."""
+        return perm not in self.group_perms and not self.perms[perm].groups
+
+    def stop(self, stop_at: str | int) -> Cut:
         """Returns the cut at which a zip stops.
 
         Args:
-          stop_at: a perm, the number of a cut, 0 for no zip at all, or None for the
-            last cut.
+          stop_at: a perm, the number of a cut, or 0 for no zip at all.
 
         Raises:
           ValueError: if there is no such cut, naming the valid ones.
         """
         cuts = (Cut(0, "", 0, ()), *self.cuts)
-        if stop_at is None:
-            return cuts[-1]
         for cut in cuts[1:]:
             if stop_at in self._last_perms(cut):
                 return cut
@@ -171,23 +180,22 @@ class PermutationSpec:
             f"{c.number} ({c.perm!r}, {c.layers} layers)" for c in self.cuts
         )
         raise ValueError(
-            f"stop_at = {stop_at!r} is no valid cut. Behind a cut nothing may write to "
-            f"zipped units. The cuts are 0 (nothing is zipped), {valid}"
+            f"stop_at = {stop_at!r} is not a valid cut. After a cut nothing may write "
+            f"to zipped units. The cuts are 0 (nothing is zipped), {valid}"
         )
 
-    def trunk(self, stop_at: str | int | None) -> frozenset[str]:
+    def trunk(self, stop_at: str | int) -> frozenset[str]:
         """Returns the paths of the parameters that a zip up to there shares."""
         cut = self.stop(stop_at)
         depths = self._layer_depths.items()
         return frozenset(p for p, d in depths if cut.number and d <= cut.layers)
 
-    @property
+    @functools.cached_property
     def _layer_depths(self) -> Mapping[str, int]:
-        return self.depths or layer_depths(self.axes)
+        return self.depths or layer_depths(self.entries)
 
     def _last_perms(self, cut: Cut) -> list[str]:
-        spans = self.spans
-        return [perm for perm in cut.perms if spans[perm][1] == cut.layers]
+        return [perm for perm in cut.perms if self.spans[perm][1] == cut.layers]
 
     def validate(self, params: PyTree) -> None:
         """Checks that the spec fits these parameters.
@@ -197,19 +205,22 @@ class PermutationSpec:
             entries that no parameter matches; or the first axis of another size.
         """
         leaves = path_leaves(params)
-        _check_paths(self.axes, leaves)
+        _check_paths(self.entries, leaves)
         for path, leaf in leaves.items():
             self._check_shape(path, tuple(leaf.shape))
 
     def members(self, perm: str) -> list[tuple[str, int, Axis]]:
-        """Lists ``(path, axis number, Axis leaf)`` for everything tied to a perm."""
-        return [
-            (path, number, axis)
-            for path, entries in self.axes.items()
-            for number, entry in enumerate(entries)
-            for axis in leaf_axes(entry)
-            if axis.perm == perm
-        ]
+        """Lists ``(path, axis number, Axis atom)`` for everything tied to a perm."""
+        return list(self._members[perm])
+
+    @functools.cached_property
+    def _members(self) -> Mapping[str, list[tuple[str, int, Axis]]]:
+        found: dict[str, list[tuple[str, int, Axis]]] = {p: [] for p in self.perms}
+        for path, entries in self.entries.items():
+            for number, entry in enumerate(entries):
+                for axis in axes_of(entry):
+                    found[axis.perm].append((path, number, axis))
+        return found
 
     def resize(self, sizes: Mapping[str, int]) -> "PermutationSpec":
         """Returns the spec of the same network with other numbers of units."""
@@ -235,7 +246,8 @@ class PermutationSpec:
         """
         try:
             data = json.loads(text)
-            axes = {p: tuple(map(decode, row)) for p, row in data["axes"].items()}
+            rows = data["entries"].items()
+            entries = {path: tuple(map(decode, row)) for path, row in rows}
             perms = {
                 name: Perm(int(perm["size"]), tuple(perm["groups"]))
                 for name, perm in data["perms"].items()
@@ -246,36 +258,45 @@ class PermutationSpec:
             raise ValueError(
                 f"this is no permutation spec in JSON: {error!r}"
             ) from None
-        return cls(axes, perms, depths, notes)
+        return cls(entries, perms, depths, notes)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PermutationSpec) and self._text == other._text
+        if self is other:
+            return True
+        return isinstance(other, PermutationSpec) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._text)
+        return self._hash
 
     @functools.cached_property
-    def _text(self) -> str:
-        # Made once: every call of a function that is jitted for a spec hashes it.
-        return json.dumps(self._content())
+    def _key(self) -> tuple[Any, ...]:
+        """All that makes two specs equal: the order of parameters counts, too."""
+        parts = self.entries, self.perms, self.depths
+        return tuple(tuple(part.items()) for part in parts)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        # Every call of a function that is jitted for a spec hashes it.
+        return hash(self._key)
 
     def _content(self) -> dict[str, Any]:
-        axes = {p: [encode(e) for e in entries] for p, entries in self.axes.items()}
+        rows = self.entries.items()
+        entries = {path: [encode(entry) for entry in row] for path, row in rows}
         perms = {name: dataclasses.asdict(perm) for name, perm in self.perms.items()}
-        content = {"axes": axes, "perms": perms}
+        content = {"entries": entries, "perms": perms}
         return {**content, "depths": dict(self.depths)} if self.depths else content
 
     def _check_perms(self) -> None:
         roles: dict[str, dict[Role, list[str]]] = {}
-        for path, entries in self.axes.items():
-            for axis in (a for entry in entries for a in leaf_axes(entry)):
+        for path, entries in self.entries.items():
+            for axis in (a for entry in entries for a in axes_of(entry)):
                 perm_roles = roles.setdefault(axis.perm, {"out": [], "in": []})
                 perm_roles[axis.role].append(path)
         check_same_keys(
-            "the perms named in axes and those in perms differ",
+            "the perms named in entries and those in perms differ",
             roles,
             self.perms,
-            "List every perm of axes in perms, and no other.",
+            "List every perm of the entries in perms, and no other.",
         )
         enclosing = {*self.perms, *self.indices}
         for name, perm in self.perms.items():
@@ -292,9 +313,9 @@ class PermutationSpec:
                 )
 
     def _check_groups(self) -> None:
-        for path, entries in self.axes.items():
-            for block in leaf_blocks(entries):
-                names = {name for name in map(leaf_name, block) if name is not None}
+        for path, entries in self.entries.items():
+            for block in atom_blocks(entries):
+                names = {name for name in map(atom_name, block) if name is not None}
                 for perm in names & set(self.perms):
                     missing = set(self.perms[perm].groups) - names
                     if missing:
@@ -305,7 +326,7 @@ class PermutationSpec:
                         )
 
     def _check_shape(self, path: str, shape: Shape) -> None:
-        entries = self.axes[path]
+        entries = self.entries[path]
         if len(entries) != len(shape):
             raise ValueError(
                 f"parameter {path!r} has shape {list(shape)} but the spec has "
@@ -321,24 +342,24 @@ class PermutationSpec:
                 )
 
 
-def _check_paths(axes: Mapping[str, Entries], leaves: Leaves) -> None:
+def _check_paths(entries: Mapping[str, Entries], leaves: Leaves) -> None:
     check_same_keys(
         "the parameters and the entries of the spec differ",
-        axes,
+        entries,
         leaves,
         "Give every parameter one entry an axis (None where it has no perm).",
     )
 
 
 def _solve_sizes(
-    axes: Mapping[str, Entries], shapes: Mapping[str, Shape]
+    entries: Mapping[str, Entries], shapes: Mapping[str, Shape]
 ) -> dict[str, int]:
     """Finds every perm's size: from plain axes first, then within compounds."""
     sizes: dict[str, int] = {}
     waiting = [
         (entry, size)
-        for path, entries in axes.items()
-        for entry, size in zip(entries, shapes[path], strict=False)
+        for path, row in entries.items()
+        for entry, size in zip(row, shapes[path], strict=False)
         if entry is not None
     ]
     waiting.sort(key=lambda pair: not isinstance(pair[0], Axis))
@@ -347,7 +368,7 @@ def _solve_sizes(
         if len(unsolved) == len(waiting):
             raise ValueError(
                 f"the sizes of the perms in {unsolved[0][0]} do not follow from any "
-                "other axis: construct PermutationSpec(axes, perms) with their sizes"
+                "other axis: construct PermutationSpec(entries, perms) with their sizes"
             )
         waiting = unsolved
     return sizes
@@ -358,7 +379,7 @@ def _solve_entry(entry: Entry, size: int, sizes: dict[str, int]) -> bool:
     if isinstance(entry, Family):
         solved = [_solve_entry(member, size, sizes) for member in entry.members]
         return all(solved)
-    unknown = {axis.perm for axis in leaf_axes(entry)} - set(sizes)
+    unknown = {axis.perm for axis in axes_of(entry)} - set(sizes)
     if len(unknown) == 1:
         guesses = range(1, size + 1) if not isinstance(entry, Axis) else (size,)
         (name,) = unknown

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from zipjax.spec.blocks import map_leaf_axes
-from zipjax.spec.entries import Axis, Entries, Entry, leaf_name
+from zipjax.spec.blocks import map_atoms
+from zipjax.spec.entries import Axis, Entries, Entry, atom_name
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import from_leaves, path_leaves
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
@@ -50,7 +50,7 @@ def permute_params(
         return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
 
     def reorder(array: Array, entries: Entries) -> Array:
-        places = {leaf_name(entry): k for k, entry in enumerate(entries)}
+        places = {atom_name(entry): k for k, entry in enumerate(entries)}
         # The units of a group are reordered before the group itself is.
         for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
             if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
@@ -61,7 +61,7 @@ def permute_params(
         return array
 
     leaves = {
-        path: map_leaf_axes(jnp.asarray(leaf), spec.axes[path], spec.sizes, reorder)
+        path: map_atoms(jnp.asarray(leaf), spec.entries[path], spec.sizes, reorder)
         for path, leaf in path_leaves(params).items()
     }
     return from_leaves(leaves, params)

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
 from zipjax.program.program import Program
-from zipjax.spec.entries import Axis, Entries, Entry, Fixed, Index, leaf_axes
+from zipjax.spec.entries import Axis, Entries, Entry, Fixed, Index, axes_of
 from zipjax.spec.notes import Notes
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.tracing.checks import check_used, checked_trace
-from zipjax.tracing.node_entries import Place, map_leaves, simplified
-from zipjax.tracing.nodes import Node, find, leaves
+from zipjax.tracing.node_entries import Place, map_axes, simplified
+from zipjax.tracing.nodes import Node, atoms, find
 from zipjax.tracing.reading import Reading
 from zipjax.tracing.roles import with_roles
 from zipjax.tracing.taps import Tap, Taps, read_taps
@@ -65,17 +65,17 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     reading = Reading(program)
     check_used(reading)
     raw, numbers = reading.raw_entries()
-    sizes = {number: leaf.size for leaf, number in numbers.items()}
+    sizes = {number: atom.size for atom, number in numbers.items()}
     axes = with_roles(raw, sizes, program)
-    free = {number for leaf, number in numbers.items() if leaf.frozen is None}
+    free = {number for atom, number in numbers.items() if atom.frozen is None}
     names = _names(axes, free)
-    perms = {leaf: names[k] for leaf, k in numbers.items() if k in names}
+    perms = {atom: names[k] for atom, k in numbers.items() if k in names}
     indices = _indices(reading, perms)
     taps = read_taps(reading, perms)
     entries = {**perms, **indices}
-    leaf_entries = {numbers[leaf]: name for leaf, name in indices.items()}
+    atom_entries = {numbers[atom]: name for atom, name in indices.items()}
     spec = PermutationSpec(
-        axes=_renamed(axes, names, leaf_entries, sizes),
+        entries=_renamed(axes, names, atom_entries, sizes),
         perms=_perms(reading, perms, entries),
         depths={path: reading.ledger.depths.get(path, 0) for path in axes},
         notes=Notes(
@@ -93,7 +93,7 @@ def _names(axes: Mapping[str, Entries], free: Collection[str]) -> dict[str, str]
     """Names the perms that are both produced and consumed, by their first producer."""
     found: dict[str, dict[str, list[str]]] = {}
     for path, entries in axes.items():
-        for axis in (leaf for entry in entries for leaf in leaf_axes(entry)):
+        for axis in (atom for entry in entries for atom in axes_of(entry)):
             roles = found.setdefault(axis.perm, {"out": [], "in": []})
             roles[axis.role].append(path)
     names: dict[str, str] = {}
@@ -116,12 +116,12 @@ def _unique(path: str, taken: Collection[str]) -> str:
 def _indices(reading: Reading, perms: Collection[Node]) -> dict[Node, str]:
     """Names the frozen axes that enclose perms, by the first parameter they are of."""
     found: dict[Node, str] = {}
-    wanted = {p for leaf in perms for p in reading.parents[leaf] if p.frozen}
+    wanted = {p for atom in perms for p in reading.parents[atom] if p.frozen}
     for path in reading.order:
         for number, node in enumerate(reading.axes(path)):
-            for leaf in map(find, leaves(node)):
-                if leaf in wanted:
-                    found.setdefault(leaf, f"{path}[{number}]")
+            for atom in map(find, atoms(node)):
+                if atom in wanted:
+                    found.setdefault(atom, f"{path}[{number}]")
     return found
 
 
@@ -139,7 +139,7 @@ def _renamed(
         return Fixed(sizes[axis.perm])
 
     return {
-        path: simplified(map_leaves(entries, sizes, rename))
+        path: simplified(map_axes(entries, sizes, rename))
         for path, entries in axes.items()
     }
 
@@ -147,10 +147,10 @@ def _renamed(
 def _perms(
     reading: Reading, perms: Mapping[Node, str], enclosing: Mapping[Node, str]
 ) -> dict[str, Perm]:
-    def groups(leaf: Node) -> tuple[str, ...]:
-        return tuple(enclosing[p] for p in reading.parents[leaf] if p in enclosing)
+    def groups(atom: Node) -> tuple[str, ...]:
+        return tuple(enclosing[p] for p in reading.parents[atom] if p in enclosing)
 
-    return {name: Perm(leaf.size, groups(leaf)) for leaf, name in perms.items()}
+    return {name: Perm(atom.size, groups(atom)) for atom, name in perms.items()}
 
 
 def _reasons(
@@ -170,12 +170,12 @@ def _axis_reasons(
     reading: Reading, path: str, node: Node, names: Mapping[Node, str]
 ) -> Iterator[str]:
     used = path in reading.ledger.depths
-    for leaf in map(find, leaves(node)):
-        if leaf.frozen is not None:
-            yield describe(leaf.frozen)
-        elif leaf.size > 1 and leaf not in names:
+    for atom in map(find, atoms(node)):
+        if atom.frozen is not None:
+            yield describe(atom.frozen)
+        elif atom.size > 1 and atom not in names:
             yield "not both produced and consumed by parameters" if used else "not used"
-        elif leaf.size == node.size == 1:
+        elif atom.size == node.size == 1:
             yield "a single unit"
 
 

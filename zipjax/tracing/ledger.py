@@ -10,7 +10,7 @@ import numpy as np
 
 from zipjax.program.program import Equation
 from zipjax.tracing.nesting import Axes
-from zipjax.tracing.nodes import Node, Reason, find, freeze, leaves
+from zipjax.tracing.nodes import Node, Reason, atoms, find, freeze
 from zipjax.tracing.refining import unify
 
 
@@ -148,8 +148,8 @@ class Ledger:
             return
         self._seen.add(key)
         for node in event:
-            for leaf in leaves(node):
-                leaf.events.append(len(self.events))
+            for atom in atoms(node):
+                atom.events.append(len(self.events))
         self.events.append(event)
 
     def use(self, values: Iterable[Value], depth: int) -> None:

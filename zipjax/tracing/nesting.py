@@ -21,7 +21,7 @@ def cells(axes: Sequence[Node]) -> tuple[list[Cell], list[Node]]:
     """Expands an array into blocks without concatenations and families.
 
     Returns:
-      For each block the leaves that its axes are products of, and the families whose
+      For each block the atoms that its axes are products of, and the families whose
       index the array does not have exactly once.
     """
     out: list[Cell] = []
@@ -88,36 +88,36 @@ def settle(events: Sequence[Axes]) -> None:
                 collapse(orphan, lost)
 
 
-def only_with(leaf: Node, other: Node, events: Sequence[Axes]) -> bool:
-    """Returns whether ``other`` is exactly once in every block that holds ``leaf``."""
-    for number in dict.fromkeys(leaf.events):
+def only_with(atom: Node, other: Node, events: Sequence[Axes]) -> bool:
+    """Returns whether ``other`` is exactly once in every block that holds ``atom``."""
+    for number in dict.fromkeys(atom.events):
         blocks, orphans = cells(events[number])
         if orphans:
             return False
         for cell in blocks:
             roots = [find(node) for node in cell]
-            if leaf in roots and roots.count(other) != 1:
+            if atom in roots and roots.count(other) != 1:
                 return False
     return True
 
 
 def find_parents(events: Iterable[Axes]) -> Mapping[Node, list[Node]]:
-    """Returns the parents of every leaf, outermost first."""
+    """Returns the parents of every atom, outermost first."""
     common: dict[Node, set[Node]] = {}
     order: dict[Node, int] = {}
     for axes in distinct(events):
         for cell in cells(axes)[0]:
             counts = collections.Counter(cell)
-            once = {leaf for leaf, count in counts.items() if count == 1}
-            for leaf in counts:
-                order.setdefault(leaf, len(order))
-                others = once - {leaf}
-                common[leaf] = common[leaf] & others if leaf in common else others
+            once = {atom for atom, count in counts.items() if count == 1}
+            for atom in counts:
+                order.setdefault(atom, len(order))
+                others = once - {atom}
+                common[atom] = common[atom] & others if atom in common else others
     parents: dict[Node, list[Node]] = {}
-    for leaf, found in common.items():
-        # Of two leaves that are always together the outer one counts as the parent.
-        kept = [p for p in found if leaf not in common[p] or order[p] < order[leaf]]
-        parents[leaf] = kept
-    for leaf, found in parents.items():
-        parents[leaf] = sorted(found, key=lambda p: (len(parents[p]), order[p]))
+    for atom, found in common.items():
+        # Of two atoms that are always together the outer one counts as the parent.
+        kept = [p for p in found if atom not in common[p] or order[p] < order[atom]]
+        parents[atom] = kept
+    for atom, found in parents.items():
+        parents[atom] = sorted(found, key=lambda p: (len(parents[p]), order[p]))
     return parents

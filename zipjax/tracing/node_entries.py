@@ -30,7 +30,7 @@ from zipjax.tracing.nodes import (
 )
 
 Name = Callable[[Node], str | None]
-"""The name of a leaf; None for one that is fixed."""
+"""The name of an atom; None for one that is fixed."""
 
 
 class FamilyError(Exception):
@@ -203,12 +203,12 @@ def _opened(entries: Iterable[Entry], kind: type) -> Iterable[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a leaf stands in an array.
+    """Where an atom stands in an array.
 
     Attributes:
       axis: number of the axis.
-      start: position of the leaf's first element along the axis.
-      stride: number of elements between two of the leaf's.
+      start: position of the atom's first element along the axis.
+      stride: number of elements between two of the atom's.
       index: position along the axis that selects a family's member, if there is one.
     """
 
@@ -218,7 +218,7 @@ class Place:
     index: int = 0
 
 
-def map_leaves(
+def map_axes(
     entries: Entries, sizes: Mapping[str, int], function: Callable[[Axis, Place], Entry]
 ) -> Entries:
     """Replaces every ``Axis`` of an array's entries by ``function(axis, place)``."""
@@ -260,8 +260,8 @@ def part_starts(entry: Entry, sizes: Mapping[str, int]) -> list[int]:
     return [0, *ends][:-1]
 
 
-def leaf_at(entries: Entries, sizes: Mapping[str, int], place: Place) -> Axis | None:
-    """Returns the leaf of other, possibly coarser entries at a place."""
+def axis_at(entries: Entries, sizes: Mapping[str, int], place: Place) -> Axis | None:
+    """Returns the atom of other, possibly coarser entries at a place."""
 
     def visit(entry: Entry, start: int, stride: int) -> Axis | None:
         match entry:

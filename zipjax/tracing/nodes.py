@@ -1,6 +1,6 @@
 """Axes as trees that are refined and tied while a program is read.
 
-Every axis of every value is a :class:`Node`. A node is a leaf (units in one order), or
+Every axis of every value is a :class:`Node`. A node is an atom (units in one order), or
 it has a form:
 
 * ``Prod(children)``: a row-major product, as (heads, head_dim) or (height, width, c);
@@ -41,10 +41,10 @@ class Node:
 
     Attributes:
       size: number of elements.
-      form: None for a leaf.
+      form: None for an atom.
       link: the node that this one was tied to, if it is no longer the representative.
-      frozen: why the units of a leaf cannot be permuted; None where they can.
-      events: of a leaf, the numbers of the arrays that it was seen in.
+      frozen: why the units of an atom cannot be permuted; None where they can.
+      events: of an atom, the numbers of the arrays that it was seen in.
     """
 
     size: int
@@ -131,15 +131,15 @@ def concatenation(nodes: Sequence[Node]) -> Node:
     return Node(sum(part.size for part in parts), Cat(parts))
 
 
-def leaves(node: Node) -> Iterator[Node]:
-    """Yields the leaves of an axis from left to right, those of size 1 included."""
+def atoms(node: Node) -> Iterator[Node]:
+    """Yields the atoms of an axis from left to right, those of size 1 included."""
     node = find(node)
     match node.form:
         case None:
             yield node
         case Prod(children) | Cat(children) | Fam(_, _, children):
             for child in children:
-                yield from leaves(child)
+                yield from atoms(child)
 
 
 def index_of(family: Fam) -> Node | None:
@@ -154,10 +154,10 @@ def index_of(family: Fam) -> Node | None:
 
 
 def freeze(node: Node, why: Reason) -> None:
-    """Freezes all leaves of an axis."""
-    for leaf in leaves(node):
-        if leaf.frozen is None:
-            leaf.frozen = why
+    """Freezes all atoms of an axis."""
+    for atom in atoms(node):
+        if atom.frozen is None:
+            atom.frozen = why
 
 
 def restrict(node: Node, choices: Iterable[Choice]) -> Node:

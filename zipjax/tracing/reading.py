@@ -33,14 +33,14 @@ class Reading:
         self._collapse_families()
 
     def raw_entries(self) -> tuple[dict[str, Entries], dict[Node, str]]:
-        """Returns entries with numbers for perms and the numbers of all leaves.
+        """Returns entries with numbers for perms and the numbers of all atoms.
 
-        Frozen leaves have numbers too, and all axes have the role "out".
+        Frozen atoms have numbers too, and all axes have the role "out".
         """
         names: dict[Node, str] = {}
 
-        def name(leaf: Node) -> str:
-            return names.setdefault(leaf, str(len(names)))
+        def name(atom: Node) -> str:
+            return names.setdefault(atom, str(len(names)))
 
         return {path: to_entries(self.axes(path), name) for path in self.order}, names
 
@@ -50,7 +50,7 @@ class Reading:
 
     @functools.cached_property
     def parents(self) -> Mapping[Node, list[Node]]:
-        """The leaves that enclose each leaf, outermost first."""
+        """The atoms that enclose each atom, outermost first."""
         return find_parents(self.ledger.events)
 
     @property

@@ -16,11 +16,11 @@ from zipjax.tracing.nodes import (
     Piece,
     Prod,
     Reason,
+    atoms,
     concatenation,
     factors,
     find,
     freeze,
-    leaves,
     product,
     restrict,
     segments,
@@ -112,9 +112,9 @@ def _family(index: Node, members: Sequence[Node]) -> Node:
     return Node(members[0].size, Fam(index, sizes, tuple(members)))
 
 
-def part_of(leaf: Node, size: int) -> Node:
-    """Makes a leaf that takes the place of a part of another one."""
-    return Node(size, frozen=leaf.frozen, events=list(leaf.events))
+def part_of(atom: Node, size: int) -> Node:
+    """Makes an atom that takes the place of a part of another one."""
+    return Node(size, frozen=atom.frozen, events=list(atom.events))
 
 
 def cut(node: Node, points: Sequence[int]) -> list[Piece] | None:
@@ -229,31 +229,31 @@ def _freeze_both(a: Node, b: Node, why: Reason) -> None:
     freeze(b, why)
 
 
-def _bind(leaf: Node, other: Node, why: Reason) -> None:
-    if other.form is not None and _occurs(leaf, other):
+def _bind(atom: Node, other: Node, why: Reason) -> None:
+    if other.form is not None and _occurs(atom, other):
         if isinstance(other.form, Fam):
             collapse(other, why)
-            unify(leaf, other, why)
+            unify(atom, other, why)
         else:
-            _freeze_both(leaf, other, why)
+            _freeze_both(atom, other, why)
         return
-    leaf.link = other
-    for part in leaves(other):
-        part.events.extend(leaf.events)
-    leaf.events = []
-    if leaf.frozen is not None:
-        freeze(other, leaf.frozen)
+    atom.link = other
+    for part in atoms(other):
+        part.events.extend(atom.events)
+    atom.events = []
+    if atom.frozen is not None:
+        freeze(other, atom.frozen)
 
 
-def _occurs(leaf: Node, node: Node) -> bool:
+def _occurs(atom: Node, node: Node) -> bool:
     node = find(node)
-    if node is leaf:
+    if node is atom:
         return True
     match node.form:
         case Prod(children) | Cat(children):
-            return any(_occurs(leaf, child) for child in children)
+            return any(_occurs(atom, child) for child in children)
         case Fam(index, _, members):
-            return any(_occurs(leaf, child) for child in (index, *members))
+            return any(_occurs(atom, child) for child in (index, *members))
     return False
 
 

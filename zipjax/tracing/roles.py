@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from zipjax.program.program import Program
 from zipjax.spec.entries import Axis, Entries, Entry
 from zipjax.tracing.ledger import Contraction
-from zipjax.tracing.node_entries import Place, leaf_at, map_leaves, to_entries
-from zipjax.tracing.nodes import Node, find, leaves
+from zipjax.tracing.node_entries import Place, axis_at, map_axes, to_entries
+from zipjax.tracing.nodes import Node, atoms, find
 from zipjax.tracing.reading import Reading
 
 
@@ -31,26 +31,26 @@ def with_roles(
     flow = Reading(program, tie_contractions=False)
     labels: dict[Node, str] = {}
 
-    def label(leaf: Node) -> str:
-        return labels.setdefault(leaf, str(len(labels)))
+    def label(atom: Node) -> str:
+        return labels.setdefault(atom, str(len(labels)))
 
     flows = {path: to_entries(flow.axes(path), label) for path in raw}
-    consuming = {label(leaf) for leaf in consumers(flow.ledger.contractions)}
-    flow_sizes = {name: leaf.size for leaf, name in labels.items()}
+    consuming = {label(atom) for atom in consumers(flow.ledger.contractions)}
+    flow_sizes = {name: atom.size for atom, name in labels.items()}
 
     def filled(path: str, entries: Entries) -> Entries:
         def assign(axis: Axis, place: Place) -> Entry:
-            leaf = leaf_at(flows[path], flow_sizes, place)
-            consumed = leaf is not None and leaf.perm in consuming
+            atom = axis_at(flows[path], flow_sizes, place)
+            consumed = atom is not None and atom.perm in consuming
             return Axis(axis.perm, "in" if consumed else "out")
 
-        return map_leaves(entries, sizes, assign)
+        return map_axes(entries, sizes, assign)
 
     return {path: filled(path, entries) for path, entries in raw.items()}
 
 
 def consumers(contractions: Iterable[Contraction]) -> set[Node]:
-    """Returns the leaves of a reading without tied contractions that consume.
+    """Returns the atoms of a reading without tied contractions that consume.
 
     Args:
       contractions: those of the reading.
@@ -59,7 +59,7 @@ def consumers(contractions: Iterable[Contraction]) -> set[Node]:
     producers: set[Node] = set()
     mixed = []
     for pair in contractions:
-        left, right = _leaves(pair.left), _leaves(pair.right)
+        left, right = _atoms(pair.left), _atoms(pair.right)
         if pair.left_data == pair.right_data:
             mixed.append((left, right))
             continue
@@ -74,5 +74,5 @@ def consumers(contractions: Iterable[Contraction]) -> set[Node]:
     return found
 
 
-def _leaves(node: Node) -> set[Node]:
-    return {find(leaf) for leaf in leaves(node) if leaf.size > 1}
+def _atoms(node: Node) -> set[Node]:
+    return {find(atom) for atom in atoms(node) if atom.size > 1}

@@ -16,12 +16,12 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.tracing.node_entries import (
     FamilyError,
     Place,
-    leaf_at,
-    map_leaves,
+    axis_at,
+    map_axes,
     simplified,
     to_entries,
 )
-from zipjax.tracing.nodes import Node, find, leaves
+from zipjax.tracing.nodes import Node, atoms, find
 from zipjax.tracing.reading import Reading
 
 _LAYOUT = {
@@ -78,11 +78,11 @@ def find_taps(
 def read_taps(
     reading: Reading, names: Mapping[Node, str], end: ValueId | None = None
 ) -> Taps:
-    """Finds the taps of the perms that leaves of a reading belong to.
+    """Finds the taps of the perms that atoms of a reading belong to.
 
     Args:
       reading: a reading of a program.
-      names: the leaves' perms.
+      names: the atoms' perms.
       end: the last value of the trunk, if it counts where that ends.
     """
     places = {
@@ -91,11 +91,11 @@ def read_taps(
     }
     producers = reading.program.producers()
     taps = {}
-    for leaf, operands in places.items():
-        if leaf in names:
-            before = [_before_reductions(reading, producers, leaf, x) for x in operands]
+    for atom, operands in places.items():
+        if atom in names:
+            before = [_before_reductions(reading, producers, atom, x) for x in operands]
             try:
-                taps[names[leaf]] = tuple(
+                taps[names[atom]] = tuple(
                     Tap(x, simplified(to_entries(reading.values[x].axes, names.get)))
                     for x in before
                 )
@@ -122,7 +122,7 @@ def _last_use(
 def _places(
     reading: Reading, end: ValueId | None, *, mixed: bool
 ) -> dict[Node, tuple[ValueId, ...]]:
-    """Returns the values as which each leaf is last consumed.
+    """Returns the values as which each atom is last consumed.
 
     Args:
       reading: a reading of the program.
@@ -137,14 +137,14 @@ def _places(
         operands = [pair.equation.operands[k] for k in sides]
         values = tuple(dict.fromkeys(x for x in operands if not isinstance(x, Literal)))
         behind = end is not None and pair.equation.results[0] > end
-        for leaf in leaves((pair.left, pair.right)[sides[0]]) if values else ():
-            if not (behind and find(leaf) in found):
-                found[find(leaf)] = values
+        for atom in atoms((pair.left, pair.right)[sides[0]]) if values else ():
+            if not (behind and find(atom) in found):
+                found[find(atom)] = values
     return found
 
 
 def _before_reductions(
-    reading: Reading, producers: Mapping[ValueId, Equation], leaf: Node, value: ValueId
+    reading: Reading, producers: Mapping[ValueId, Equation], atom: Node, value: ValueId
 ) -> ValueId:
     found = value
     for eqn in _steps_back(producers, value):
@@ -152,7 +152,7 @@ def _before_reductions(
         if isinstance(source, Literal) or not _steps(reading, eqn):
             break
         axes = reading.values[source].axes
-        if leaf not in {find(node) for axis in axes for node in leaves(axis)}:
+        if atom not in {find(node) for axis in axes for node in atoms(axis)}:
             break
         if eqn.primitive.name in _REDUCTIONS | _WINDOWS:
             found = source
@@ -193,17 +193,17 @@ def _ends(eqn: Equation) -> list[ValueId]:
 
 
 def _names_in(reading: Reading, spec: PermutationSpec) -> dict[Node, str]:
-    """Finds the perm of a spec that each leaf of a reading belongs to."""
+    """Finds the perm of a spec that each atom of a reading belongs to."""
     raw, numbers = reading.raw_entries()
-    sizes = {number: leaf.size for leaf, number in numbers.items()}
+    sizes = {number: atom.size for atom, number in numbers.items()}
     perms: dict[str, str] = {}
     for path, entries in raw.items():
 
         def note(axis: Axis, place: Place, path: str = path) -> Entry:
-            there = leaf_at(spec.axes[path], spec.sizes, place)
+            there = axis_at(spec.entries[path], spec.sizes, place)
             if there is not None and sizes[axis.perm] == spec.sizes[there.perm]:
                 perms.setdefault(axis.perm, there.perm)
             return axis
 
-        map_leaves(entries, sizes, note)
-    return {leaf: perms[number] for leaf, number in numbers.items() if number in perms}
+        map_axes(entries, sizes, note)
+    return {atom: perms[number] for atom, number in numbers.items() if number in perms}

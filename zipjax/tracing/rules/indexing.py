@@ -12,9 +12,9 @@ from zipjax.tracing.nodes import (
     Node,
     Piece,
     Prod,
+    atoms,
     factors,
     find,
-    leaves,
     restrict,
 )
 from zipjax.tracing.refining import cut, part_of
@@ -95,27 +95,27 @@ def _cut_axis(
     ledger: Ledger, axes: Axes, number: int, points: list[int]
 ) -> list[Piece] | None:
     """Cuts an axis; perms seen only along with it get one member a segment."""
-    for leaf, places in _leaves_to_cut(axes[number], points):
-        found = {find(node) for axis in axes for node in leaves(axis)} - {leaf}
+    for atom, places in _atoms_to_cut(axes[number], points):
+        found = {find(node) for axis in axes for node in atoms(axis)} - {atom}
         alone = [
             node
             for node in found
             if node.frozen is None
             and node.size > 1
-            and only_with(node, leaf, ledger.events)
+            and only_with(node, atom, ledger.events)
         ]
-        cut(leaf, places)
-        if not isinstance(leaf.form, Cat):
+        cut(atom, places)
+        if not isinstance(atom.form, Cat):
             continue
-        sizes = tuple(part.size for part in leaf.form.parts)
+        sizes = tuple(part.size for part in atom.form.parts)
         for node in alone:
             members = tuple(part_of(node, node.size) for _ in sizes)
-            node.form, node.events = Fam(leaf, sizes, members), []
+            node.form, node.events = Fam(atom, sizes, members), []
     return cut(axes[number], points)
 
 
-def _leaves_to_cut(node: Node, points: list[int]) -> list[tuple[Node, list[int]]]:
-    """Lists the leaves that a cut goes through, with its positions in them."""
+def _atoms_to_cut(node: Node, points: list[int]) -> list[tuple[Node, list[int]]]:
+    """Lists the atoms that a cut goes through, with its positions in them."""
     node = find(node)
     if not points:
         return []
@@ -127,12 +127,12 @@ def _leaves_to_cut(node: Node, points: list[int]) -> list[tuple[Node, list[int]]
             inner = node.size // first.size
             if any(point % inner for point in points):
                 return []
-            return _leaves_to_cut(first, [point // inner for point in points])
+            return _atoms_to_cut(first, [point // inner for point in points])
         case Cat(parts):
             found, start = [], 0
             for part in parts:
                 inside = [p - start for p in points if start < p < start + part.size]
-                found += _leaves_to_cut(part, inside)
+                found += _atoms_to_cut(part, inside)
                 start += part.size
             return found
     return []
