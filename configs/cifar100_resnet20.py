@@ -8,8 +8,8 @@ Five pairs of networks, trained CLIP-style (ZipIt!, Table 1b; MuDSC, Table 1). W
 CLIP's text encoder the papers report, joint and average: Average 16.5 and 24.2, A.
 Align (Permute here) 44.3 and 61.1, ZipIt! 54.7 and 66.8, MuDSC-Zip 56.0 and 68.1.
 
-Add ``:finetuned`` behind the file for networks that start from one. Made for a GPU;
-``--config.smoke=True`` runs all of it in seconds, on noise.
+Add ``:finetuned`` after the file for networks that are fine-tuned from one. Made for a
+GPU; ``--config.smoke=True`` runs all of it in seconds, on noise.
 """
 
 import ml_collections

@@ -8,8 +8,8 @@ As configs/cifar100_resnet20.py, with groups of channels that must be matched as
 whole. MuDSC (Table 1) reports, joint and average: Average 5.6 and 11.1, A. Align
 (Permute here) 29.4 and 42.1, MuDSC-Align 31.8 and 45.3, ZipIt! 29.9 and 41.2.
 
-Add ``:finetuned`` behind the file for networks that start from one. Made for a GPU;
-``--config.smoke=True`` runs all of it in seconds, on noise.
+Add ``:finetuned`` after the file for networks that are fine-tuned from one. Made for a
+GPU; ``--config.smoke=True`` runs all of it in seconds, on noise.
 """
 
 import ml_collections

@@ -5,13 +5,13 @@ r"""CIFAR-10, 5 + 5 classes, ResNet-20 of width 2: two networks trained in PyTor
     python -m experiments.run --config configs/cifar10_resnet20.py \
       --config.data_dir=DIR --config.checkpoints=FOLDER
 
-FOLDER holds the networks (see `experiments.parents.parents.pretrained`); without it, a pair is
-trained for every seed, and with `--config.classes="()"` each on another random split,
-as in the papers. With it, seeds only draw the order in which recipes iterate. The
-networks' batch statistics are reset on the calibration images before they are merged.
+FOLDER holds the networks (see `experiments.parents.trained.pretrained`); without it, a
+pair is trained for every seed, and with `--config.classes="()"` each on another random
+split, as in the papers. With it, seeds only draw the order in which recipes iterate.
+The networks' batch statistics are reset on the calibration images before the merge.
 
-All rows take some two hours on two CPU cores: `--config.rows`, `--config.partial_rows`
-and `--config.cut_layers` choose among them. `docs/results.md` has what they gave.
+All rows take about two hours on two CPU cores: `--config.rows`, `--config.partial_rows`
+and `--config.cut_layers` choose among them. `docs/results.md` has the results.
 """
 
 import ml_collections

@@ -19,9 +19,12 @@ MuDSC-Align 97.2 / 98.3, ZipIt! 5/5 97.2 / 98.3, W. Zip 97.2 / 98.3, MuDSC-Zip 9
 import ml_collections
 
 from experiments.defaults import default
+from experiments.methods.rows import PAPERS
 
 
 def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config = default("Digits, 5 + 5 classes, MLP", "mlp", hidden=(128, 128, 128, 128))
+    config.rows = (*PAPERS, "zipit_refit", "zipit_refit_ensemble")
+    config.partial_rows = ("zipit",)
     config.init = init
     return config

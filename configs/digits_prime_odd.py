@@ -3,9 +3,9 @@
     python -m experiments.run --config configs/digits_prime_odd.py
     python -m experiments.run --config configs/digits_prime_odd.py:finetuned
 
-The paper's example on MNIST, on the digits that ship with scikit-learn: every image has
-an answer to both questions, and each network was trained on one of them, with the text
-embeddings of its two answers as targets.
+The paper's example on MNIST, on the digits that ship with scikit-learn: both questions
+can be asked about every image, and each network is trained on one of them, with the
+text embeddings of its two answers as targets.
 
 Results (joint / average accuracy in %, means of five seeds on a CPU), from scratch:
 Average 64.0 / 79.1, Git Re-Basin 73.6 / 85.8, Permute 80.6 / 89.7, MuDSC-Align 84.2 /

@@ -4,7 +4,7 @@
     python -m experiments.run --config configs/digits_resnet20.py:finetuned
 
 As configs/digits.py, with the network of the papers' CIFAR tables (MuDSC, Table 1):
-twelve perms in three stages, and batch statistics that every merge measures anew.
+twelve perms in three stages, and batch statistics that are measured after every merge.
 
 Results (joint / average accuracy in %, means of five seeds on a CPU), from scratch:
 Average 16.0 / 27.4, Git Re-Basin 15.9 / 33.7, Permute 36.7 / 60.0, MuDSC-Align 39.2 /

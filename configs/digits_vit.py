@@ -5,7 +5,7 @@
 
 As configs/digits.py, with attention heads, which must be matched as a whole (MuDSC,
 Section 3.3). Four patches of 4x4 pixels, as smaller ones overfit the few images; one
-residual stream, so that the only partial zip leaves but the head to the networks.
+residual stream, so that the only partial zip leaves just the heads unmerged.
 
 Results (joint / average accuracy in %, means of five seeds on a CPU), from scratch:
 Average 24.8 / 42.1, Git Re-Basin 30.1 / 51.3, Permute 42.2 / 70.4, MuDSC-Align 43.6 /

@@ -1,4 +1,4 @@
-"""What configs start from, and the least that shows that one runs."""
+"""The config that all others start from, and the smallest version of a config."""
 
 from typing import Any
 
@@ -22,45 +22,47 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.title = title
     config.dataset = "digits"
     config.data_dir = config_dict.placeholder(str)  # Of TensorFlow Datasets.
-    config.examples = config_dict.placeholder(int)  # Of every class; None: all.
-    config.class_names = config_dict.placeholder(str)  # The dataset's own if None.
+    config.examples = config_dict.placeholder(int)  # Per class; None: all.
+    config.class_names = config_dict.placeholder(str)  # None: the dataset's own.
     config.text_encoder = "minilm"
     config.tasks = "split"  # Or "prime_odd".
     config.num_tasks = 2
-    config.classes = ()  # Of every task; none: as config.tasks says.
+    config.classes = ()  # The classes of every task; empty: config.tasks decides.
     config.seeds = (0, 1, 2, 3, 4)
 
     config.model = model
     config.network = ml_collections.ConfigDict(network)
 
-    # A folder of PyTorch networks, see experiments.parents.parents.pretrained; None: train them.
+    # A folder of PyTorch networks, see `experiments.parents.trained.pretrained`; None:
+    # networks are trained.
     config.checkpoints = config_dict.placeholder(str)
     config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
     config.train = training(epochs=60)
     config.finetune = training(epochs=20, learning_rate=5e-4)
 
-    config.batch_size = 256  # Of moments, batch statistics and evaluation.
+    config.batch_size = 256  # For moments, batch statistics and evaluation.
     # Training images for moments, batch statistics and searches; None: all of them.
     config.calibration_images = config_dict.placeholder(int)
-    config.search_images = config_dict.placeholder(int)  # Of these, for searches.
-    config.refit_images = config_dict.placeholder(int)  # Of these, for a refit.
+    # How many of these are for searches, and for a refit; None: all of them.
+    config.search_images = config_dict.placeholder(int)
+    config.refit_images = config_dict.placeholder(int)
     config.test_images = config_dict.placeholder(int)  # None: all of them.
     config.ddof = 0  # Of measured batch statistics; PyTorch's variances have 1.
     config.reset_parents = False  # Whether networks are reset before they are merged.
 
     config.rows = PAPERS
     config.partial_rows = ("zipit", "zipit_refit")  # Rows that also stop earlier:
-    config.cuts = 4  # at most at so many cuts, spread over the depth,
-    config.cut_layers = ()  # or, if there are any, behind so many layers.
+    config.cuts = 4  # at this many cuts or fewer, spread over the depth,
+    config.cut_layers = ()  # or, unless empty, after these numbers of layers.
     config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
-    # Of partial zips; follows the one above until it is set.
+    # The same for partial zips; follows the one above until it is set.
     config.partial_zipit = ml_collections.ConfigDict(
         {name: config.zipit.get_oneway_ref(name) for name in config.zipit}
     )
-    # What networks of allotted widths may cost, in runs of one; merged in part: heads
-    # included.
+    # The cost of networks of allotted widths, in forward passes of one network; that of
+    # a partial merge includes its heads.
     config.cost, config.partial_cost = 1.0, 1.5
-    # What searched settings are chosen among; MuDSC's papers choose the balance so.
+    # The values that a search tries; MuDSC's authors search the balance in this way.
     config.grid = ml_collections.ConfigDict(
         {
             "alpha": (0.1, 0.3, 0.5, 1.0),
@@ -69,12 +71,12 @@ def default(title: str, model: str, **network: Any) -> Config:
         }
     )
 
-    # Of the picture of losses on a plane: points a side (0: no picture), and how many
-    # test images losses, and calibration images batch statistics, are measured on.
+    # The picture of losses on a plane: points per side (0: no picture), and the number
+    # of test images for losses and of calibration images for batch statistics.
     config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
 
     config.tensorboard = False  # Training curves; needs the extra of that name.
-    config.smoke = False  # As little of everything as shows that it runs.
+    config.smoke = False  # The smallest run that touches everything, see `shrunk`.
     return config
 
 
@@ -105,9 +107,9 @@ def training(
 
 
 def shrunk(config: Config) -> Config:
-    """Returns a config that runs in seconds: all its parts, on next to nothing.
+    """Returns a config that runs in seconds: all the parts, on very little data.
 
-    Of CIFAR only the images' shape is left, so that it need not be there.
+    CIFAR is replaced by noise of the same shape, so that it need not be downloaded.
     """
     small = config.copy_and_resolve_references()
     small.dataset = config.dataset.replace("cifar", "noise")

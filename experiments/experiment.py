@@ -13,40 +13,42 @@ from rich.progress import track
 
 import zipjax
 from experiments.defaults import shrunk
+from experiments.fingerprints import array_digest
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner
 from experiments.parents import cache, data
 from experiments.parents.architectures import build
-from experiments.parents.parents import Networks, Trainer, pretrained
 from experiments.parents.text_embeddings import load_class_embeddings
 from experiments.parents.train import Config, Variables
+from experiments.parents.trained import Parents, Trainer, pretrained
 from experiments.report import pictures, report
 from experiments.report.plane import Landscape, corners, task_losses
+from experiments.report.tables import make_table, print_table
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
     "scratch": "The networks were trained from different initialisations, each on its "
-    "own task, and merged without training.",
-    "finetuned": "The networks were trained on their own tasks, all from one network "
-    "that had been trained on all classes, and merged without training.",
-    "split": "A task is to tell its share of the classes apart: every class belongs to "
-    "one task. Joint: among the classes of all tasks.",
+    "own task, and merged without further training.",
+    "finetuned": "All networks were fine-tuned from one that had been trained on all "
+    "classes, each on its own task, and merged without further training.",
+    "split": "Every class belongs to one task, and a task is to classify images of its "
+    "own classes. Joint: among the classes of all tasks.",
     "prime_odd": "Every image belongs to both tasks: whether the digit is prime (A), "
-    "and whether it is odd (B). Joint: both answers are right.",
+    "and whether it is odd (B). Joint: both predictions are right.",
 }
 _CALIBRATION = (
-    "Accuracies are on test images; moments and batch statistics come from training "
-    "images, without labels; with labels, these choose the settings that are searched."
+    "Accuracies are on test images. Moments, batch statistics and refits come from "
+    "training images without labels; settings are searched with labels of these."
 )
 
 
-class Row(NamedTuple):
-    """A row of the table: a model, or one for every key.
+class Candidate(NamedTuple):
+    """A model to evaluate, or one per key.
 
     Attributes:
-      name: what the tables call it.
+      name: its name in the tables.
       layers: number of zipped layers, if it is a zip.
       make: makes the model from a key.
       iterates: whether the key matters.
@@ -87,20 +89,20 @@ class Experiment:
         self.flops: dict[Any, float] = {}
 
     def run(self) -> list[Result]:
-        """Runs every row and writes the report."""
+        """Evaluates every method and writes the report."""
         results: list[Result] = []
         matched: list[report.Picture] = []
-        for networks in self.networks():
-            setting = self.prepare(networks)
-            title = f"{networks.name}: merge and evaluate"
-            for row in self.track(self.rows(setting), title):
-                results += self.results(setting, row)
+        for parents in self.parents():
+            setting = self.prepare(parents)
+            title = f"{parents.name}: merge and evaluate"
+            for candidate in self.track(self.candidates(setting), title):
+                results += self.results(setting, candidate)
             matched = matched or self.unit_pictures(setting)
         path = report.write_report(
             results,
             [
-                pictures.depth(results, self.spec.layers),
-                *pictures.iterations(self.merger.sweeps, self.merger.searches),
+                pictures.depth_picture(results, self.spec.layers),
+                *pictures.iteration_pictures(self.merger.sweeps, self.merger.searches),
                 *matched,
             ],
             str(self.config),
@@ -109,12 +111,12 @@ class Experiment:
             notes=[_NOTES[self.config.init], _NOTES[self.config.tasks], _CALIBRATION],
         )
         report.write_seconds(self.merger.seconds, self.workdir)
-        report.print_table(results, self.console)
+        print_table(make_table(results), self.console)
         self.console.print(f"Report: {path}")
         return results
 
-    def networks(self) -> Iterator[Networks]:
-        """Yields what is merged: networks from a folder, or trained for every seed."""
+    def parents(self) -> Iterator[Parents]:
+        """Yields the networks to merge: from a folder, or trained for every seed."""
         config, split = self.config, self.data.train
         if config.checkpoints is not None:
             yield pretrained(config, self.network, split)
@@ -129,21 +131,21 @@ class Experiment:
             self.track,
             self.say,
         )
-        yield from map(trainer.networks, config.seeds)
+        yield from map(trainer.parents, config.seeds)
 
-    def prepare(self, networks: Networks) -> Setting:
-        """Resets the networks if that is wanted and collects their moments."""
-        models, images = networks.models, networks.calibration
+    def prepare(self, parents: Parents) -> Setting:
+        """Resets the networks if the config says so, and collects their moments."""
+        models, images = parents.models, parents.calibration
         if self.config.reset_parents:
             models = [self.runner.calibrated(model, images) for model in models]
-        return Setting(networks, models, self.moments(networks, models))
+        return Setting(parents, models, self.moments(parents, models))
 
     def moments(
-        self, networks: Networks, models: list[Variables]
+        self, parents: Parents, models: list[Variables]
     ) -> dict[str, zipjax.Moments]:
         """Returns the moments of all models' units on the calibration images."""
-        title = f"{networks.name}: collect moments"
-        size, images = self.config.batch_size, networks.calibration
+        title = f"{parents.name}: collect moments"
+        size, images = self.config.batch_size, parents.calibration
 
         def make() -> dict[str, Any]:
             batches = self.track(list(self.runner.batches(images)), title)
@@ -156,8 +158,8 @@ class Experiment:
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
         source = zipjax.source_of(models, self.spec)
-        path = self.workdir / "moments" / networks.name
-        inputs = (self.config.dataset, len(images.labels), size, source)
+        path = self.workdir / "moments" / parents.name
+        inputs = (self.config.dataset, array_digest(images.images), size, source)
         fields, reused = cache.remember(path, inputs, make)
         if reused:
             self.say(f"{title}: reused from an earlier run")
@@ -166,83 +168,81 @@ class Experiment:
             for perm in self.spec.perms
         }
 
-    def rows(self, setting: Setting) -> Iterator[Row]:
-        """Yields the rows of the table."""
-        trained, config = setting.networks.models, self.config
+    def candidates(self, setting: Setting) -> Iterator[Candidate]:
+        """Yields the models to evaluate, in the order of the table."""
+        trained, config = setting.parents.models, self.config
         yield from self.separate(setting.models, "")
         if config.reset_parents:
             yield from self.separate(trained, AS_TRAINED)
         for method in self.methods:
             for stop in self.stops(method):
-                yield self.row(setting, method, stop)
+                yield self.candidate(setting, method, stop)
+
+    def separate(self, models: list[Variables], suffix: str) -> Iterator[Candidate]:
+        """Yields the networks and their ensemble, with a suffix to their names."""
+        for number, model in enumerate(models):
+            name = f"Model {letter(number)}{suffix}"
+            yield Candidate(name, None, lambda _, m=model: m)
+        ensemble = zipjax.merge(models, self.spec, zipjax.average(), stop_at=0)
+        yield Candidate(f"{ENSEMBLE}{suffix}", 0, lambda _: ensemble)
 
     def stops(self, method: Method) -> list[zipjax.Cut | None]:
-        """Returns where a method's merges stop; None: it merges everything."""
+        """Returns where a method's merges stop; None: they merge everything."""
         if method not in self.partial:
             return [None]
         cuts = self.config.cuts, self.config.cut_layers
         return [None, *chosen_cuts(self.spec, *cuts)]
 
-    def row(self, setting: Setting, method: Method, stop: zipjax.Cut | None) -> Row:
-        """Returns the row of a method that stops somewhere."""
+    def candidate(
+        self, setting: Setting, method: Method, stop: zipjax.Cut | None
+    ) -> Candidate:
+        """Returns the merge by a method that stops at a cut."""
         total, name, layers = self.spec.layers, method.title, None
         if method in self.partial:
             layers = total if stop is None else stop.layers
             name = f"{name} {layers}/{total}"
         make = functools.partial(self.merger.merged, setting, method, stop)
-        return Row(name, layers, make, method.iterates)
+        return Candidate(name, layers, make, method.iterates)
 
-    def separate(self, models: list[Variables], which: str) -> Iterator[Row]:
-        """Yields the rows of what is not merged, with a suffix of their names."""
-        for number, model in enumerate(models):
-            yield Row(f"Model {letter(number)}{which}", None, lambda _, m=model: m)
-        ensemble = zipjax.merge(models, self.spec, zipjax.average(), stop_at=0)
-        yield Row(f"{ENSEMBLE}{which}", 0, lambda _: ensemble)
-
-    def results(self, setting: Setting, row: Row) -> list[Result]:
-        """Returns a row's result for every seed: the same one if nothing iterates."""
-        keys = setting.networks.keys
-        if row.iterates:
-            return [self.result(setting, row, seed) for seed in keys]
-        first = self.result(setting, row, next(iter(keys)))
+    def results(self, setting: Setting, candidate: Candidate) -> list[Result]:
+        """Returns a result for every seed: the same one if the key does not matter."""
+        keys = setting.parents.keys
+        if candidate.iterates:
+            return [self.result(setting, candidate, seed) for seed in keys]
+        first = self.result(setting, candidate, next(iter(keys)))
         return [dataclasses.replace(first, seed=seed) for seed in keys]
 
-    def result(self, setting: Setting, row: Row, seed: int) -> Result:
-        """Evaluates a row's model."""
-        networks = setting.networks
-        model = row.make(networks.keys[seed])
-        scores = self.runner.evaluate(model, self.test, networks.tasks)
-        flops = self.count_flops(model)
-        return Result(row.name, seed, flops, scores.joint, scores.tasks, row.layers)
+    def result(self, setting: Setting, candidate: Candidate, seed: int) -> Result:
+        """Makes and evaluates a model."""
+        parents = setting.parents
+        model = candidate.make(parents.keys[seed])
+        scores = self.runner.evaluate(model, self.test, parents.tasks)
+        figures = self.count_flops(model), scores.joint, scores.tasks, candidate.layers
+        return Result(candidate.name, seed, *figures)
 
     def count_flops(self, model: Model) -> float:
-        """Returns the operations for one image, counted once for models alike."""
-        leaves, structure = jax.tree_util.tree_flatten(model)
-        alike = structure, *(np.shape(leaf) for leaf in leaves)
-        if alike not in self.flops:  # Counting compiles the network.
+        """Returns the operations for one image, counted once per set of shapes."""
+        leaves = jax.tree_util.tree_leaves_with_path(model)
+        shapes = tuple((path, np.shape(leaf)) for path, leaf in leaves)
+        if shapes not in self.flops:  # Counting compiles the network.
             image, _ = next(self.test.batches(1))
             forward = self.runner.forward(model)
-            self.flops[alike] = zipjax.flops(forward, model, image)
-        return self.flops[alike]
+            self.flops[shapes] = zipjax.flops(forward, model, image)
+        return self.flops[shapes]
 
     def unit_pictures(self, setting: Setting) -> list[report.Picture]:
-        """Draws how the units of one seed were matched by ZipIt!."""
+        """Draws how ZipIt! matched the units of one seed."""
         recipe = zipjax.zipit(**self.config.zipit)
         assignments = zipjax.match(
             setting.models, self.spec, recipe, moments=setting.moments
         )
-        # Groups and the units within them are no units of a whole layer.
-        perms = self.spec.perms
-        groups = {name for perm in perms.values() for name in perm.groups}
-        alone = {
-            perm: assignment
-            for perm, assignment in assignments.items()
-            if perm not in groups and not perms[perm].groups
-        }
-        where = f"Of {setting.networks.name}."
-        matched = pictures.matches(alone, setting.moments, len(setting.models), where)
-        landscape = self.landscape(setting, assignments)
-        return matched + ([pictures.plane(landscape, where)] if landscape else [])
+        # Groups and the units within them are not the units of a whole layer.
+        plain = {p: x for p, x in assignments.items() if self.spec.is_plain(p)}
+        where, number = f"Networks: {setting.parents.name}.", len(setting.models)
+        drawn = pictures.match_pictures(plain, setting.moments, number, where)
+        if landscape := self.landscape(setting, assignments):
+            drawn.append(pictures.plane_picture(landscape, where))
+        return drawn
 
     def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
         """Measures losses on the plane through two networks and their zip, if any."""
@@ -250,18 +250,18 @@ class Experiment:
         if not points or len(setting.models) != 2:
             return None
         through = corners(setting.models, self.spec, setting.moments, zipped)
-        losses = functools.partial(self.losses, setting.networks)
-        title = f"{setting.networks.name}: losses on a plane"
+        losses = functools.partial(self.losses, setting.parents)
+        title = f"{setting.parents.name}: losses on a plane"
         track = functools.partial(self.track, title=title)
         return Landscape.of(through, losses, points, track)
 
-    def losses(self, networks: Networks, model: Variables) -> np.ndarray:
-        """Returns every task's loss, after batch statistics were measured anew."""
+    def losses(self, parents: Parents, model: Variables) -> np.ndarray:
+        """Returns every task's loss, after batch statistics are measured again."""
         some = slice(self.config.plane.images)
-        model = self.runner.calibrated(model, networks.calibration.take(some))
+        model = self.runner.calibrated(model, parents.calibration.take(some))
         test, forward = self.test.take(some), self.runner.forward(model)
         outputs = [np.asarray(forward(model, x)) for x in self.runner.batches(test)]
-        return task_losses(np.concatenate(outputs), test.labels, networks.tasks)
+        return task_losses(np.concatenate(outputs), test.labels, parents.tasks)
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""

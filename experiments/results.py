@@ -1,11 +1,9 @@
-"""The figures of a run: one result a method and seed, summarised over seeds."""
+"""The figures of a run: one result per method and seed, summarised over seeds."""
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +14,7 @@ AS_TRAINED = ", as trained"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one method reached with one seed.
+    """The figures of one method with one seed.
 
     Attributes:
       method: the name that the tables show. ``"Model A"``, ``"Model B"``, ... are the
@@ -26,10 +24,10 @@ class Result:
         compiled forward pass.
       joint: accuracy over the classes of all tasks together, a fraction.
       tasks: accuracy on each task alone, fractions.
-      layers: number of zipped layers; None (or 0) for methods that are not a zip.
+      layers: number of zipped layers; None (or 0) for methods that are not zips.
 
     Raises:
-      ValueError: if there is no task, an accuracy is no fraction, or ``flops`` or
+      ValueError: if there is no task, an accuracy is not a fraction, or ``flops`` or
         ``layers`` is negative.
     """
 
@@ -70,7 +68,7 @@ class Mean:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Summary:
     """A method's figures over its seeds: a row of the table."""
 
     method: str
@@ -87,14 +85,14 @@ class Row:
         return (self.joint, *self.tasks, self.average)
 
 
-def summarise(results: Iterable[Result]) -> list[Row]:
+def summarise(results: Iterable[Result]) -> list[Summary]:
     """Averages every figure of every method over the seeds.
 
     Args:
-      results: one result a method and seed, in any order.
+      results: one result per method and seed, in any order.
 
     Returns:
-      One row a method, in the order in which the methods first appear.
+      One summary per method, in the order in which the methods first appear.
 
     Raises:
       ValueError: if a method lacks a seed that another one has, has a seed twice, or
@@ -105,7 +103,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
         methods.setdefault(result.method, []).append(result)
     _check_seeds(methods)
     _check_tasks(methods)
-    return [_row(method, group) for method, group in methods.items()]
+    return [_summary(method, group) for method, group in methods.items()]
 
 
 def letter(index: int) -> str:
@@ -115,32 +113,13 @@ def letter(index: int) -> str:
 
 
 def is_model(method: str) -> bool:
-    """Whether the method is one of the trained networks, such as ``"Model A"``."""
+    """Returns whether the method is a trained network, such as ``"Model A"``."""
     return re.fullmatch(rf"Model [A-Z]+({AS_TRAINED})?", method) is not None
 
 
 def is_ensemble(method: str) -> bool:
-    """Whether the method is all trained networks side by side."""
+    """Returns whether the method is all the trained networks side by side."""
     return method in (ENSEMBLE, ENSEMBLE + AS_TRAINED)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text file so that it is either the old one or all of the new one.
-
-    Args:
-      path: the file; its folder exists.
-      content: what it shall hold.
-
-    Raises:
-      OSError: if it cannot be written; a file that was there is left as it was.
-    """
-    # One fixed name: what a killed run leaves behind, the next one replaces.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_seeds(methods: dict[str, list[Result]]) -> None:
@@ -166,8 +145,8 @@ def _check_tasks(methods: dict[str, list[Result]]) -> None:
         raise ValueError(f"methods differ in the number of tasks: {counts}")
 
 
-def _row(method: str, group: Sequence[Result]) -> Row:
-    return Row(
+def _summary(method: str, group: Sequence[Result]) -> Summary:
+    return Summary(
         method=method,
         flops=float(np.mean([result.flops for result in group])),
         joint=_mean([result.joint for result in group]),

@@ -1,6 +1,6 @@
 """Runs an experiment: python -m experiments.run --config configs/digits.py.
 
-A start behind a colon, as in ``configs/digits.py:finetuned``, is the config's ``init``.
+A word after a colon, as in ``configs/digits.py:finetuned``, is the config's ``init``.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", str(_DEFAULT), "The experiment's configuration.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of results; workdir/<config's name>[_init] by default."
+    "workdir", None, "Folder for results; workdir/<config's name>[_init] by default."
 )
 
 

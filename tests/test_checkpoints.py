@@ -1,5 +1,6 @@
 """Saving and loading: the same outputs, clear errors, and no file harmed."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -95,6 +96,30 @@ def test_dtypes_and_merged_widths_come_back(tmp_path, dtype):
     loaded = zipjax.load(tmp_path / "merged", like=DENSE[0])
     assert loaded.spec.sizes == {"h0": 9, "h1": 7}
     same(loaded, merged)
+
+
+@pytest.mark.parametrize("stop_at", [None, 1])
+def test_a_loaded_model_is_refitted_and_repaired_as_before(tmp_path, stop_at):
+    merged = dense_merged(stop_at)
+    zipjax.save(tmp_path / "merged", merged)
+    loaded = zipjax.load(tmp_path / "merged", like=DENSE[0])
+    assert loaded.origin == merged.origin
+    x = images(30, (3,))
+    for calibrate in (zipjax.refit, zipjax.repair):
+        found, expected = (
+            calibrate(dense_apply, DENSE, model, [x]) for model in (loaded, merged)
+        )
+        same(found, expected)
+
+
+def test_weights_and_unknown_origins_come_back(tmp_path):
+    weights = (0.25, 0.25, 0.5)
+    spec = dense_spec(WIDTHS)
+    weighted = zipjax.merge(DENSE, spec, zipjax.average(), weights=weights)
+    zipjax.save(tmp_path / "weighted", weighted)
+    assert zipjax.load(tmp_path / "weighted").origin == weighted.origin
+    zipjax.save(tmp_path / "unknown", dataclasses.replace(weighted, origin=None))
+    assert zipjax.load(tmp_path / "unknown").origin is None
 
 
 def test_relative_paths(tmp_path, monkeypatch):

@@ -159,8 +159,8 @@ TASKS = [[0, 1], [2, 3]]
         (LOGITS[:2], LABELS[:2], TASKS, {}, r"\[2, 0\] examples"),
         (LOGITS[:0], LABELS[:0], TASKS, {}, r"\[0, 0\] examples"),
         ([LOGITS] * 3, LABELS, TASKS, {}, "3 heads for 2 tasks"),
-        (LOGITS[:, :3], LABELS, TASKS, {}, r"shape \[2, 3\] are no logits"),
-        (LOGITS, LABELS, TASKS, {"class_embeddings": TEXTS}, "not of one space"),
+        (LOGITS[:, :3], LABELS, TASKS, {}, r"shape \[2, 3\] are not logits"),
+        (LOGITS, LABELS, TASKS, {"class_embeddings": TEXTS}, "not in one space"),
     ],
     ids=[
         "overlap",
@@ -227,10 +227,10 @@ def test_tasks_that_share_one_output_are_told_apart_by_their_embeddings():
 @pytest.mark.parametrize(
     ("outputs", "options", "message"),
     [
-        (np.eye(4), {}, "labels of 2 tasks, but 1 outputs and"),
+        (np.eye(4), {}, "labels of 2 tasks, but 1 outputs, and"),
         ([np.eye(4)], {}, "1 outputs"),
         (np.eye(4), {"class_embeddings": [np.eye(4)]}, "embeddings of 1"),
-        (np.eye(4), {"class_embeddings": [np.eye(3)] * 2}, "not of one space"),
+        (np.eye(4), {"class_embeddings": [np.eye(3)] * 2}, "not in one space"),
     ],
 )
 def test_shared_tasks_that_do_not_fit_the_outputs(outputs, options, message):

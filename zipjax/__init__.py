@@ -10,11 +10,12 @@ from zipjax.matching.align import match_align
 from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
 from zipjax.matching.identity import match_identity
 from zipjax.matching.zipping import match_zip
-from zipjax.merging.assembling import merge, merge_units
+from zipjax.merging.assembling import merge_units
 from zipjax.merging.matrices import merge_matrices
-from zipjax.merging.merged import Merged, apply, flops
+from zipjax.merging.merged import Merged, Origin, apply, flops
+from zipjax.merging.networks import source_of
 from zipjax.recipes.ascent import Schedule, Sweep
-from zipjax.recipes.match_and_merge import match
+from zipjax.recipes.match_and_merge import match, merge
 from zipjax.recipes.presets import (
     Recipe,
     average,
@@ -27,7 +28,7 @@ from zipjax.recipes.presets import (
 from zipjax.recipes.searching import Search, Trial, search
 from zipjax.recipes.sequential import match_sequential
 from zipjax.recipes.widths import allot_units
-from zipjax.similarity.collecting import collect_moments, source_of
+from zipjax.similarity.collecting import collect_moments
 from zipjax.similarity.measures import (
     Similarity,
     activation_similarity,
@@ -41,6 +42,7 @@ from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.spec.verify import permute_params, random_permutations, verify_spec
 from zipjax.tracing.infer import infer_spec
 from zipjax.types import SpecError
+from zipjax.version import __version__
 
 __all__ = [
     "Axis",
@@ -52,6 +54,7 @@ __all__ = [
     "Index",
     "Merged",
     "Moments",
+    "Origin",
     "Perm",
     "PermutationSpec",
     "Product",
@@ -63,6 +66,7 @@ __all__ = [
     "Sum",
     "Sweep",
     "Trial",
+    "__version__",
     "activation_similarity",
     "allot_units",
     "apply",

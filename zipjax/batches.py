@@ -1,25 +1,67 @@
-"""Batches of inputs: checked, and averaged over."""
+"""Batches of inputs: checked one by one, and what is measured on them averaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from zipjax.types import PyTree
 
-def batch_inputs(
-    number: int, batch: Any, inputs: Callable[[Any], Any] | None
-) -> tuple[Any, ...]:
-    """Returns a batch's inputs as a tuple, checked; see :func:`collect_moments`."""
-    arrays = batch if inputs is None else inputs(batch)
-    arrays = tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
+InputsOf = Callable[[Any], Any]
+"""Maps a batch to a function's inputs: one array, or a tuple of positional inputs."""
+
+
+def input_batches(
+    batches: Iterable[Any], inputs_of: InputsOf | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yields every batch's inputs as a tuple, checked.
+
+    Args:
+      batches: an iterable of batches; every batch is read once.
+      inputs_of: maps a batch to the inputs of a function, whose leading axis is the
+        batch. By default a batch is its own input, or a tuple of inputs.
+
+    Raises:
+      ValueError: if there are no batches, or one has no common leading axis, is empty,
+        or holds NaN or infinity.
+    """
+    number = -1
+    for number, batch in enumerate(batches):
+        arrays = batch if inputs_of is None else inputs_of(batch)
+        arrays = tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
+        _check_inputs(number, arrays)
+        yield arrays
+    if number < 0:
+        raise ValueError(
+            "no batches: at least one batch of inputs is needed (an iterator that was "
+            "used before is empty)"
+        )
+
+
+def plain_average(measured: Iterable[PyTree]) -> PyTree:
+    """Returns the average of pytrees of arrays, in float64 on the host.
+
+    Every pytree counts the same. They should be small, such as statistics of one batch.
+
+    Args:
+      measured: one pytree or more, all of one structure.
+    """
+    total, count = None, 0
+    for count, tree in enumerate(measured, start=1):
+        wide = jax.tree_util.tree_map(np.float64, jax.device_get(tree))
+        total = wide if count == 1 else jax.tree_util.tree_map(np.add, total, wide)
+    return jax.tree_util.tree_map(lambda x: x / count, total)
+
+
+def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:
     leaves = jax.tree_util.tree_leaves(arrays)
     sizes = [np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves]
     if not sizes or None in sizes or len(set(sizes)) > 1 or sizes[0] == 0:
         raise ValueError(
             f"batch {number} has inputs of shapes {[np.shape(x) for x in leaves]}: "
-            "every input needs one and the same leading batch axis, of size 1 or more. "
-            "Use inputs= to select a batch's inputs"
+            "all inputs need the same leading batch axis, of size 1 or more. Use "
+            "inputs_of= to select a batch's inputs"
         )
     for leaf in leaves:
         floating = np.issubdtype(np.asarray(leaf).dtype, np.floating)
@@ -27,4 +69,3 @@ def batch_inputs(
             raise ValueError(
                 f"batch {number} holds NaN or infinity: clean the data first"
             )
-    return arrays

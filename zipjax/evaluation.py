@@ -1,22 +1,26 @@
 """Joint and per-task accuracy of single, merged and multi-head models.
 
-Heads are either classifiers (logits) or CLIP-style: outputs in the space of text
-embeddings, of which the class with the largest cosine wins (Radford et al. 2021), so
-that models trained on different classes share one output space.
+Outputs are either logits or CLIP-style: vectors in the space of text embeddings, where
+the class with the largest cosine wins (Radford et al. 2021), so that models trained on
+different classes share one output space.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import softmax
 
-from zipjax.types import AnyArray
+from zipjax.types import AnyArray, Array
 
-_SCALE = 100.0  # CLIP's logit scale.
+LOGIT_SCALE = 100.0
+"""CLIP's logit scale: logits are this times the cosine with a text embedding."""
+
 Task = Sequence[int]
 Scores = Float[np.ndarray, "batch classes"]
+_Vectors = TypeVar("_Vectors", Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +28,9 @@ class Evaluation:
     """Accuracies, as fractions.
 
     Attributes:
-      joint: over the classes of all tasks; if these share their examples, how often
-        all tasks are right about an example.
-      tasks: of every task, on its examples and among its classes only.
+      joint: accuracy over the classes of all tasks; for tasks that share their
+        examples, the fraction of examples that all tasks get right.
+      tasks: every task's accuracy, on its own examples and among its own classes.
       count: number of examples.
     """
 
@@ -50,24 +54,32 @@ def evaluate(
     """Evaluates a model on examples of all tasks.
 
     With one output, the joint prediction is the best of the classes of all tasks. With
-    one output a head, head k predicts the classes of task k and the heads' softmax
-    probabilities are compared; accuracy on task k is that of head k.
+    one output per head, head k predicts the classes of task k, and the joint prediction
+    is the class with the largest softmax probability in any head; the accuracy on task
+    k is that of head k.
+
+    For example, with four classes in two tasks and outputs that are logits:
+
+    >>> batches = [(np.eye(4), np.array([0, 1, 3, 2]))]
+    >>> evaluate(lambda inputs: inputs, batches, tasks=[[0, 1], [2, 3]])
+    Evaluation(joint=0.5, tasks=(1.0, 0.0), count=4)
 
     Args:
-      forward: maps inputs to the output ``[batch, dim]`` or a list of one output a
+      forward: maps inputs to the output ``[batch, dim]`` or to a list of one output per
         task; for a merged model ``functools.partial(zipjax.apply, apply_fn, merged)``.
       batches: pairs of inputs and integer labels ``[batch]``.
       tasks: every task's classes. Tasks share no class.
-      class_embeddings: text embeddings of all classes, by label: logits are 100 times
-        the cosine. None for outputs that are logits: either one for every class, by
-        label, or, of a head, one for each class of its task in the task's order.
+      class_embeddings: text embeddings of all classes, by label: logits are
+        ``LOGIT_SCALE`` times the cosine. None for outputs that are logits: either one
+        for every class, by label, or, for a head, one for each class of its task, in
+        the task's order.
 
     Returns:
       The accuracies.
 
     Raises:
       ValueError: if tasks overlap, a label belongs to no task, a task has no examples,
-        the number of heads is not that of the tasks, or outputs have another width.
+        the numbers of heads and of tasks differ, or outputs have the wrong width.
     """
     classes = _all_classes(tasks)
     joint_hits, count = 0, 0
@@ -100,24 +112,29 @@ def evaluate_tasks(
 ) -> Evaluation:
     """Evaluates a model on tasks that share their examples (MuDSC, Section 4.3).
 
-    Every example has a label of every task, such as whether a digit is prime and
-    whether it is odd. With one output a head, head k predicts task k.
+    Every example has one label for each task, such as whether a digit is prime and
+    whether it is odd. With one output per head, head k predicts task k.
+
+    >>> heads = [np.eye(2), np.eye(2)]
+    >>> batches = [(heads, np.array([[0, 0], [1, 0]]))]
+    >>> evaluate_tasks(lambda inputs: inputs, batches)
+    Evaluation(joint=0.5, tasks=(1.0, 0.5), count=2)
 
     Args:
-      forward: maps inputs to the output ``[batch, dim]`` or a list of one output a
+      forward: maps inputs to the output ``[batch, dim]`` or to a list of one output per
         task; see :func:`evaluate`.
-      batches: pairs of inputs and integer labels, one column a task.
-      class_embeddings: for every task the text embeddings of its classes: the class
-        with the largest cosine wins. None for outputs that are logits of one head a
-        task.
+      batches: pairs of inputs and integer labels, one column per task.
+      class_embeddings: for every task, the text embeddings of its classes: the class
+        with the largest cosine wins. None for outputs that are logits, with one head
+        per task.
 
     Returns:
-      The accuracies on all examples; the joint one is the fraction of examples about
-      which all tasks are right.
+      The accuracies on all examples; the joint one is the fraction of examples that all
+      tasks get right.
 
     Raises:
-      ValueError: if there are no examples, or the numbers of labels, of embeddings and
-        of heads differ, or outputs have another width than the embeddings.
+      ValueError: if there are no examples, the numbers of labels, embeddings and heads
+        differ, or outputs and embeddings differ in width.
     """
     every: list[np.ndarray] = []
     for inputs, batch_labels in batches:
@@ -139,10 +156,20 @@ def evaluate_tasks(
     )
 
 
+def unit_rows(vectors: _Vectors) -> _Vectors:
+    """Returns vectors of length 1 with the same directions.
+
+    Args:
+      vectors: ``[..., dim]``, of numpy or of JAX (traced ones, too). Zeros stay zeros.
+    """
+    squares = (vectors**2).sum(-1, keepdims=True)
+    return vectors / (squares + 1e-24) ** 0.5
+
+
 def _one_each(
     outputs: Any, tasks: int, class_embeddings: Sequence[Any] | None
 ) -> list[tuple[Any, Any]]:
-    """Returns for every task the output that predicts it, and its embeddings."""
+    """Returns, for every task, the output that predicts it and its embeddings."""
     targets = list(class_embeddings or [None] * tasks)
     if isinstance(outputs, (list, tuple)):
         heads = list(outputs)
@@ -150,9 +177,9 @@ def _one_each(
         heads = [outputs] * (1 if class_embeddings is None else tasks)
     if not len(heads) == len(targets) == tasks:
         raise ValueError(
-            f"labels of {tasks} tasks, but {len(heads)} outputs and class embeddings "
-            f"of {len(targets)}: give one head a task, or one output for all of them "
-            "and every task's class embeddings"
+            f"there are labels of {tasks} tasks, but {len(heads)} outputs, and class "
+            f"embeddings of {len(targets)}: give one head per task, or one output for "
+            "all of them and every task's class embeddings"
         )
     return list(zip(heads, targets, strict=True))
 
@@ -160,7 +187,7 @@ def _one_each(
 def _task_scores(
     outputs: Any, tasks: Sequence[Task], class_embeddings: Any
 ) -> list[Scores]:
-    """Returns every task's scores ``[batch, its classes]``, comparable among tasks."""
+    """Returns every task's scores ``[batch, its classes]``, comparable across tasks."""
     if not isinstance(outputs, (list, tuple)):
         return [_scores(outputs, task, class_embeddings) for task in tasks]
     if len(outputs) != len(tasks):
@@ -169,7 +196,10 @@ def _task_scores(
             "predicts task k"
         )
     heads = zip(outputs, tasks, strict=True)
-    return [_softmax(_scores(out, task, class_embeddings)) for out, task in heads]
+    return [
+        softmax(_scores(output, task, class_embeddings), axis=1)
+        for output, task in heads
+    ]
 
 
 def _scores(output: Any, task: Task, class_embeddings: Any) -> Scores:
@@ -181,15 +211,16 @@ def _scores(output: Any, task: Task, class_embeddings: Any) -> Scores:
         if output.shape[1:] != targets.shape[1:]:
             raise ValueError(
                 f"outputs of shape {list(output.shape)} and class embeddings of shape "
-                f"{list(targets.shape)} are not of one space"
+                f"{list(targets.shape)} are not in one space: pass the embeddings that "
+                "the models were trained on"
             )
-        return _SCALE * _normalised(output) @ _normalised(targets[index]).T
+        return LOGIT_SCALE * unit_rows(output) @ unit_rows(targets[index]).T
     if output.shape[1] == index.size:
         return output
     if output.shape[1] <= index.max():
         raise ValueError(
-            f"outputs of shape {list(output.shape)} are no logits of the classes "
-            f"{index.tolist()}: either one for each of these, or one for every label"
+            f"outputs of shape {list(output.shape)} are not logits of the classes "
+            f"{index.tolist()}: give one for each of these, or one for every label"
         )
     return output[:, index]
 
@@ -197,7 +228,10 @@ def _scores(output: Any, task: Task, class_embeddings: Any) -> Scores:
 def _all_classes(tasks: Sequence[Task]) -> np.ndarray:
     classes = np.concatenate([np.asarray(task, int) for task in tasks])
     if np.unique(classes).size != classes.size:
-        raise ValueError(f"the tasks {[list(t) for t in tasks]} share classes")
+        raise ValueError(
+            f"the tasks {[list(task) for task in tasks]} share classes: give every "
+            "class to one task"
+        )
     return classes
 
 
@@ -206,14 +240,5 @@ def _check_labels(labels: np.ndarray, classes: np.ndarray) -> None:
     if strange.size:
         raise ValueError(
             f"the labels {strange.tolist()} belong to none of the tasks, whose classes "
-            f"are {sorted(classes.tolist())}: filter the batches"
+            f"are {sorted(classes.tolist())}: remove their examples from the batches"
         )
-
-
-def _normalised(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)

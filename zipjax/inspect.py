@@ -1,4 +1,4 @@
-"""Shows the perms of a model in depth order, and where a partial zip can stop.
+"""Shows a model's perms in depth order, and where a partial zip can stop.
 
     python -m zipjax.inspect resnet20 --output resnet20.png
     python -m zipjax.inspect my_package.models:MyLinenModel --shape 1 28 28 1
@@ -6,7 +6,7 @@
 
 ``make_arguments()`` returns ``(apply_fn, params, inputs)``, the arguments of
 :func:`zipjax.infer_spec`, with the inputs as a tuple; arrays may be
-``jax.ShapeDtypeStruct``, for nothing is computed.
+``jax.ShapeDtypeStruct``, since nothing is computed.
 """
 
 import argparse
@@ -32,14 +32,15 @@ _BAR = 40  # Characters for the depth of a network.
 
 
 def table(spec: PermutationSpec) -> str:
-    """Returns a spec as a table: one row a perm, and a rule where a zip can stop.
+    """Returns a spec as a table: one row per perm, and a line wherever a zip can stop.
 
-    The columns are the perm's number and name, its units (of each value of its
-    groups), the numbers of these groups, the first and the last layer that produce it,
-    the parameters that it ties, and its tap where one was found.
+    The columns are the perm's number and name, its units (after the sizes of its
+    groups: 4x8 is 8 units in each of 4 groups), the numbers of these groups, the first
+    and the last layer that produce it, the number of parameters that it ties, a bar
+    along the network's depth, and the perm's tap, if one was found.
     """
     header = ["#", "perm", "units", "in", "layers", "params", "", "tap"]
-    rows = [header, *(_row(spec, name) for name in spec.perms)]
+    rows = [header, *(_perm_row(spec, name) for name in spec.perms)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cuts = {cut.perm: cut for cut in spec.cuts}
     lines = []
@@ -52,7 +53,7 @@ def table(spec: PermutationSpec) -> str:
     return "\n".join(lines)
 
 
-def _row(spec: PermutationSpec, name: str) -> list[str]:
+def _perm_row(spec: PermutationSpec, name: str) -> list[str]:
     numbers = {perm: str(number) for number, perm in enumerate(spec.perms, 1)}
     taps = spec.notes.taps if spec.notes else {}
     low, high = spec.spans[name]
@@ -71,8 +72,8 @@ def _row(spec: PermutationSpec, name: str) -> list[str]:
 def draw(spec: PermutationSpec) -> "Figure":
     """Draws the perms as bars along the network's depth, and the closed cuts as lines.
 
-    A bar reaches from the first to the last layer that produces the perm's units: a
-    partial zip cannot stop within it. Where a line is drawn no bar is crossed.
+    A bar reaches from the first to the last layer that produces the perm's units, and
+    a partial zip cannot stop within it: the lines are drawn where no bar is crossed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -98,8 +99,8 @@ def draw(spec: PermutationSpec) -> "Figure":
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.set_title(
-        "perms, with their units, and the layers that produce them (orange: an order "
-        "for each value of their groups)\n"
+        "perms, with their units, and the layers that produce them (orange: units "
+        "within groups)\n"
         "dashed: the cuts, where a partial zip can stop",
         fontsize=9,
         pad=16,
@@ -113,7 +114,7 @@ def _units(spec: PermutationSpec, name: str) -> str:
 
 
 def _bar(spec: PermutationSpec, name: str) -> str:
-    """Marks the span of a perm; a character stands for one layer or more."""
+    """Returns a bar such as "..##": a character stands for one layer or more."""
     low, high = spec.spans[name]
     scale = math.ceil(spec.layers / _BAR)
     marked = range((low - 1) // scale, (high - 1) // scale + 1)
@@ -122,25 +123,33 @@ def _bar(spec: PermutationSpec, name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Traces a model, prints the table and draws the picture.
+    """Traces a model, prints its table and draws its picture.
 
     Args:
-      argv: command line, ``sys.argv[1:]`` if None.
+      argv: the command line; ``sys.argv[1:]`` if None.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="resnet20, or module:factory")
     parser.add_argument(
-        "--shape", type=int, nargs="+", default=[1, 32, 32, 3], help="of a Linen input"
+        "--shape",
+        type=int,
+        nargs="+",
+        default=[1, 32, 32, 3],
+        help="shape of a Linen model's input",
     )
-    parser.add_argument("--explain", action="store_true", help="why axes are frozen")
-    parser.add_argument("--output", type=Path, help="a picture, such as perms.png")
+    parser.add_argument(
+        "--explain", action="store_true", help="say why axes are frozen"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="file for a picture, such as perms.png"
+    )
     options = parser.parse_args(argv)
     try:
         apply_fn, params, inputs = _arguments(options.model, options.shape)
     except (ImportError, AttributeError) as error:
-        parser.error(f"{options.model!r} is no model: {error}. Pass module:factory")
+        parser.error(f"{options.model!r} is not a model: {error}. Pass module:factory")
     spec = infer_spec(apply_fn, params, *inputs)
     sys.stdout.write(table(spec) + "\n")
     if options.explain:
@@ -150,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(name: str, shape: Sequence[int]) -> tuple[Any, Any, Sequence[Any]]:
-    """Returns ``apply_fn``, shapes of the parameters and inputs of a named model."""
+    """Returns ``apply_fn``, the parameters' shapes and the inputs of a named model."""
     if name == "resnet20":
         made = importlib.import_module("zipjax.models.resnet").ResNet20(10)
     else:
@@ -163,7 +172,7 @@ def _arguments(name: str, shape: Sequence[int]) -> tuple[Any, Any, Sequence[Any]
 
 
 def _write(figure: "Figure", path: Path) -> None:
-    """Saves a picture; there is a whole one under its name, or none."""
+    """Saves a picture; an incomplete one never appears under its name."""
     unfinished = path.with_name(f".{path.name}.part")
     figure.savefig(unfinished, format=path.suffix.removeprefix(".") or "png", dpi=150)
     os.replace(unfinished, path)

@@ -11,13 +11,17 @@ from zipjax.types import Leaves, PyTree
 
 
 def path_leaves(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of ``tree`` by path, in the pytree's own order."""
+    """Returns the leaves of ``tree`` by path, in the pytree's own order.
+
+    >>> path_leaves({"dense": {"kernel": 1, "bias": 2}})
+    {'dense/bias': 2, 'dense/kernel': 1}
+    """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
 
 
 def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
-    """Rebuilds a pytree of the structure of ``like`` from its leaves by path."""
+    """Returns a pytree with the structure of ``like`` and the given leaves by path."""
     structure = jax.tree_util.tree_structure(like)
     return jax.tree_util.tree_unflatten(
         structure, [leaves[path] for path in path_leaves(like)]
@@ -25,7 +29,11 @@ def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
 
 
 def nested(leaves: Leaves) -> dict[str, Any]:
-    """Rebuilds plain nested dictionaries from leaves by path."""
+    """Returns plain nested dictionaries made from leaves by path.
+
+    >>> nested({"dense/kernel": 1, "dense/bias": 2})
+    {'dense': {'kernel': 1, 'bias': 2}}
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -37,10 +45,10 @@ def nested(leaves: Leaves) -> dict[str, Any]:
 
 
 def running_stats(paths: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the paths of mean and variance of every BatchNorm.
+    """Returns the paths of the mean and the variance of every BatchNorm.
 
-    They are recognised by their names, "mean" and "var" beside each other, as Linen
-    (``batch_stats/norm/mean``) and NNX (``norm/mean``, ``norm/mean/value``) have them.
+    They are recognised by their names: "mean" and "var" side by side, as in Linen
+    (``batch_stats/norm/mean``) and NNX (``norm/mean``, ``norm/mean/value``).
     """
     known = set(paths)
     pairs = []
@@ -56,7 +64,11 @@ def running_stats(paths: Iterable[str]) -> list[tuple[str, str]]:
 def check_same_keys(
     what: str, expected: Iterable[str], found: Iterable[str], remedy: str
 ) -> None:
-    """Raises a ``ValueError`` with the whole key difference unless both agree."""
+    """Checks that two sets of keys are equal.
+
+    Raises:
+      ValueError: if they differ, listing all keys that are missing or unexpected.
+    """
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
     if missing or extra:
@@ -69,22 +81,16 @@ def check_same_keys(
 def check_models(
     models: Sequence[PyTree], paths: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Checks that the models can be merged and returns their leaves by path.
+    """Returns the models' leaves by path, after checking that they can be merged.
 
     Args:
       models: parameter pytrees.
-      paths: the leaves that count; by default all.
+      paths: the parameters to check and return; by default all.
 
     Raises:
-      ValueError: if there are fewer than two models, if their paths, their ranks or
-        their dtypes differ, or if a leaf is no array of numbers. Shapes are compared
-        where the spec is known, by :meth:`PermutationSpec.validate`.
+      ValueError: if their paths, ranks or dtypes differ, or if a leaf is not an array
+        of numbers. Shapes are compared where the spec is known, by :meth:`PermutationSpec.validate`.
     """
-    if len(models) < 2:
-        raise ValueError(
-            f"merging needs at least two models, got {len(models)}: pass a sequence "
-            "of parameter pytrees, one for each model"
-        )
     all_leaves = [path_leaves(model) for model in models]
     for number, leaves in enumerate(all_leaves):
         _check_arrays(number, leaves)

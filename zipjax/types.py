@@ -1,6 +1,6 @@
 """Names shared by all modules: array aliases, pytrees and the package's errors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -14,6 +14,7 @@ Leaves: TypeAlias = Mapping[str, Any]
 """A pytree's leaves by path: ``{"params/conv1/kernel": array}``."""
 
 Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Sequence[Shape]
 Array: TypeAlias = jax.Array
 AnyArray: TypeAlias = jax.Array | np.ndarray
 

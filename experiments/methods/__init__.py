@@ -1,1 +1,1 @@
-"""The rows of the tables and how their merges are made."""
+"""The methods in the rows of the tables, and how they merge networks."""

@@ -1,4 +1,4 @@
-"""Merges of networks, as the methods of a table say."""
+"""Merges of networks by the methods of a table."""
 
 import dataclasses
 import itertools
@@ -12,38 +12,40 @@ import zipjax
 from experiments.methods.rows import Method
 from experiments.methods.runner import Model, Runner
 from experiments.parents import tasks
-from experiments.parents.parents import Networks
 from experiments.parents.train import Config, Variables
+from experiments.parents.trained import Parents
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What all methods share: networks, and their units' moments.
+    """The networks to merge and the moments of their units, shared by all methods.
 
     Attributes:
-      networks: the networks as they were trained.
-      models: what is merged: they, with the batch statistics that the config wants.
-      moments: of the models.
+      parents: the networks as they were trained.
+      models: their variables to merge, with reset batch statistics if the config says
+        so.
+      moments: of the units of these.
     """
 
-    networks: Networks
+    parents: Parents
     models: list[Variables]
     moments: dict[str, zipjax.Moments]
 
 
 @dataclasses.dataclass(frozen=True)
 class Merger:
-    """Merges networks by the methods of a table, and keeps what there is to tell.
+    """Merges networks by the methods of a table, and keeps records for the report.
 
     Attributes:
       runner: the network.
       spec: its permutation spec.
       config: the experiment's configuration.
-      sweeps: how methods iterated, by title, of the first networks and key.
+      sweeps: the sweeps of methods that iterate, by title, for the first networks and
+        key.
       searches: by title and names of the settings searched, and by networks.
-      seconds: of the first match and the first merge of every title.
+      seconds: how long the first match and the first merge of every title took.
     """
 
     runner: Runner
@@ -62,7 +64,7 @@ class Merger:
         stop: zipjax.Cut | None,
         key: jax.Array,
     ) -> Model:
-        """Merges, measures the batch statistics anew, and refits if that is wanted."""
+        """Merges, measures batch statistics again, and refits if the method does."""
         recipe = method.recipe(**self.settings(setting, method, stop, key))
         number = None if stop is None else stop.number
         assignments = self.timed(
@@ -75,9 +77,9 @@ class Merger:
                 setting.models, self.spec, assignments, stop_at=number
             ),
         )
-        merged = self.runner.calibrated(merged, setting.networks.calibration)
+        merged = self.runner.calibrated(merged, setting.parents.calibration)
         if method.refit:
-            merged = self.refitted(setting, merged, assignments, method.refit)
+            merged = self.refitted(setting, merged, method.refit)
         return plain(merged)
 
     def settings(
@@ -87,7 +89,7 @@ class Merger:
         stop: zipjax.Cut | None,
         key: jax.Array,
     ) -> dict[str, Any]:
-        """Returns the settings of a method's recipe: of the config, or searched."""
+        """Returns the settings of a method's recipe: the config's, or searched ones."""
         given = {"balance": 0.0, **self.config.zipit}
         for names in method.searched:
             grid = {name: self.config.grid[name] for name in names}
@@ -106,32 +108,35 @@ class Merger:
         grid: dict[str, Sequence[Any]],
         key: jax.Array,
     ) -> dict[str, Any]:
-        """Returns what does best of a grid on training images, found once a network."""
+        """Returns the best settings of a grid, searched once per set of networks.
+
+        The score is the average accuracy on training images.
+        """
         if all(len(values) == 1 for values in grid.values()):
             return {name: value for name, (value,) in grid.items()}
-        networks = setting.networks
-        images = networks.calibration.take(slice(self.config.search_images))
+        parents = setting.parents
+        images = parents.calibration.take(slice(self.config.search_images))
 
         def score(merged: zipjax.Merged) -> float:
             model = plain(self.runner.calibrated(merged, images))
-            return self.runner.evaluate(model, images, networks.tasks).average
+            return self.runner.evaluate(model, images, parents.tasks).average
 
-        def recipe(**settings: Any) -> zipjax.Recipe:
+        def make_recipe(**settings: Any) -> zipjax.Recipe:
             every = {**given, **settings}
             return method.recipe(**{name: every[name] for name in method.settings})
 
         found = self.searches.setdefault((method.title, *grid), {})
-        if networks.name not in found:
-            found[networks.name] = zipjax.search(
+        if parents.name not in found:
+            found[parents.name] = zipjax.search(
                 setting.models,
                 self.spec,
-                recipe,
+                make_recipe,
                 grid,
                 score,
                 moments=setting.moments,
                 key=key,
             )
-        return found[networks.name].best.settings
+        return found[parents.name].best.settings
 
     def matched(
         self,
@@ -163,8 +168,8 @@ class Merger:
     def matched_sequentially(
         self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None
     ) -> dict[str, Any]:
-        """Matches units through what is merged already."""
-        images = setting.networks.calibration
+        """Matches units by their activations after the layers merged so far."""
+        images = setting.parents.calibration
         return zipjax.match_sequential(
             self.runner.apply_fn,
             setting.models,
@@ -178,14 +183,14 @@ class Merger:
     def allotted(
         self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None
     ) -> zipjax.Recipe:
-        """Returns the recipe with the widths that lose least at the config's cost."""
+        """Returns the recipe with the widths that lose least within a budget."""
         cost = self.config.cost if stop_at is None else self.config.partial_cost
         widths = zipjax.allot_units(
             self.runner.apply_fn,
             setting.models,
             self.spec,
             recipe,
-            next(self.runner.batches(setting.networks.calibration.take(slice(1)))),
+            next(self.runner.batches(setting.parents.calibration.take(slice(1)))),
             moments=setting.moments,
             cost=cost,
             stop_at=stop_at,
@@ -196,26 +201,24 @@ class Merger:
         self,
         setting: Setting,
         merged: zipjax.Merged,
-        assignments: dict[str, Any],
         target: str,
     ) -> zipjax.Merged:
-        """Solves a merged model's layers anew."""
-        networks = setting.networks
-        images = networks.calibration.take(slice(self.config.refit_images))
+        """Refits a merged model's layers."""
+        parents = setting.parents
+        images = parents.calibration.take(slice(self.config.refit_images))
         outputs = None
         if target == "ensemble":
-            outputs = zipjax.ensemble_target(*tasks.by_label(networks.tasks))
+            outputs = zipjax.ensemble_target(*tasks.by_label(parents.tasks))
         return zipjax.refit(
             self.runner.apply_fn,
             setting.models,
             merged,
-            assignments,
             self.runner.batches(images),
             outputs=outputs,
         )
 
     def timed(self, name: tuple[str, str], function: Callable[[], T]) -> T:
-        """Calls a function and notes the seconds, the first time."""
+        """Returns a function's result, and records how long the first call took."""
         start = time.perf_counter()
         found = jax.block_until_ready(function())
         self.seconds.setdefault(name, time.perf_counter() - start)
@@ -223,5 +226,5 @@ class Merger:
 
 
 def plain(merged: zipjax.Merged) -> Model:
-    """Returns one network as any other, so that running it is compiled once."""
+    """Returns a whole merge as plain variables, which share the compiled network."""
     return merged if merged.heads else merged.params()

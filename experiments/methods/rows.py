@@ -1,4 +1,4 @@
-"""The rows of the papers' tables: what a config may list as ``rows``."""
+"""The methods of merging that a config may list as ``rows`` of its table."""
 
 import dataclasses
 import functools
@@ -12,20 +12,20 @@ import zipjax
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way of merging, as a row.
+    """A method of merging: a row of the table.
 
     Attributes:
-      title: what the tables call it.
+      title: its name in the tables.
       recipe: makes the recipe from its settings.
-      settings: their names: "alpha" and "beta" are the config's ``zipit``, a "balance"
-        is what activations count for without one, 0.
-      searched: settings that are chosen by their score on training images, one set of
+      settings: the names of these: "alpha" and "beta" come from the config's ``zipit``;
+        "balance" is 0 (activations only) unless it is searched.
+      searched: settings that are chosen by their score on training images, one tuple of
         names after the other, where the config's ``grid`` has several values.
       iterates: whether it matches perms in a random order, more than once.
-      sequential: whether moments are collected through what is merged already.
-      allots: whether merged widths are allotted at the config's ``cost``.
-      refit: the target of the outputs if layers are solved anew: "" for none, "mean"
-        of the networks' outputs, or what the "ensemble" answers.
+      sequential: whether moments are collected after the layers merged so far.
+      allots: whether merged widths are allotted within the config's ``cost``.
+      refit: the target of the outputs in a refit: the "mean" of the networks' outputs,
+        or the predictions of the "ensemble"; "" for no refit.
     """
 
     title: str
@@ -109,19 +109,19 @@ def chosen_methods(rows: Sequence[str]) -> list[Method]:
 
 
 def one_of_a_kind(rows: Sequence[str], partial: Sequence[str]) -> tuple[str, ...]:
-    """Returns the first row of those that run through the same code.
+    """Returns one row, the first, of all those that run through the same code.
 
     Args:
       rows: names of methods.
-      partial: those that also stop earlier.
+      partial: the names of those that also stop earlier.
 
     Raises:
       ValueError: if a row is unknown.
     """
     kinds: dict[tuple[Any, ...], str] = {}
     for name, method in zip(rows, chosen_methods(rows), strict=True):
-        way = method.iterates, method.sequential, method.allots, method.refit
-        kinds.setdefault((name in partial, len(method.searched), *way), name)
+        flags = method.iterates, method.sequential, method.allots, method.refit
+        kinds.setdefault((name in partial, len(method.searched), *flags), name)
     return tuple(kinds.values())
 
 
@@ -132,11 +132,11 @@ def chosen_cuts(
 
     Args:
       spec: the permutation spec.
-      most: so many cuts at most, evenly spread.
-      layers: instead, if there are any: the numbers of zipped layers.
+      most: the number of cuts, evenly spread, or fewer if the spec has fewer.
+      layers: instead of these, unless empty: the numbers of zipped layers.
 
     Raises:
-      ValueError: if no cut lies behind so many layers.
+      ValueError: if there is no cut after one of these numbers of layers.
     """
     if not layers:
         places = np.linspace(len(spec.cuts) - 1, 0, min(most, len(spec.cuts)))
@@ -144,7 +144,7 @@ def chosen_cuts(
     cuts = {cut.layers: cut for cut in spec.cuts}
     if unknown := sorted(set(layers) - set(cuts)):
         raise ValueError(
-            f"cut_layers {unknown}: no cut lies there. The cuts are behind "
-            f"{sorted(cuts)} layers"
+            f"cut_layers {unknown}: there is no cut after these numbers of layers. The "
+            f"cuts are after {sorted(cuts)} layers"
         )
     return [cuts[number] for number in sorted(layers, reverse=True)]

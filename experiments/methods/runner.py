@@ -35,13 +35,13 @@ class Runner:
         return (batch for batch, _ in images.batches(self.batch_size))
 
     def calibrated(self, model: Any, images: Split) -> Any:
-        """Measures the batch statistics of a model anew."""
+        """Returns a model with batch statistics that are measured on these images."""
         return zipjax.reset_batch_stats(
             self.apply_fn, model, self.batches(images), ddof=self.ddof
         )
 
     def forward(self, model: Model) -> Callable[..., Any]:
-        """Returns what maps a model and images to the output, or one a head."""
+        """Returns a function of a model and images: the output, or one per head."""
         if isinstance(model, zipjax.Merged):
             return functools.partial(zipjax.apply, self.apply_fn)
         return jax.jit(self.apply_fn)
@@ -51,4 +51,4 @@ class Runner:
     ) -> zipjax.Evaluation:
         """Evaluates a model on the examples of all tasks."""
         forward = functools.partial(self.forward(model), model)
-        return tasks.evaluate(forward, split, chosen, self.batch_size)
+        return tasks.evaluate_split(forward, split, chosen, self.batch_size)

@@ -1,1 +1,1 @@
-"""What is merged: data, tasks, architectures, and the networks trained on them."""
+"""The networks that are merged, with their data, tasks and architectures."""

@@ -10,7 +10,13 @@ from zipjax.models import mlp, resnet, swin, vit
 
 
 class Architecture(NamedTuple):
-    """How a network is made, its spec, and its least sizes."""
+    """A kind of network.
+
+    Attributes:
+      make: makes the network from its sizes.
+      spec: makes the permutation spec of a network.
+      smallest: the smallest sizes that it works with.
+    """
 
     make: Callable[..., nn.Module]
     spec: Callable[[Any], zipjax.PermutationSpec]
@@ -33,7 +39,7 @@ def architecture(name: str) -> Architecture:
     """Looks up a network.
 
     Raises:
-      ValueError: if there is none of that name.
+      ValueError: if there is no network of that name.
     """
     if name not in ARCHITECTURES:
         known = sorted(ARCHITECTURES)
@@ -42,7 +48,7 @@ def architecture(name: str) -> Architecture:
 
 
 def smallest(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the least sizes of a network that has the parts of a given one.
+    """Returns the smallest sizes of a network that has the parts of a given one.
 
     Raises:
       ValueError: if there is no network of that name.
@@ -60,7 +66,7 @@ def build(
 
     Args:
       name: a key of ``ARCHITECTURES``.
-      options: the network's own sizes, such as ``{"width": 2}``.
+      options: the network's sizes, such as ``{"width": 2}``.
       outputs: number of outputs.
 
     Returns:

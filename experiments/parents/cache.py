@@ -1,11 +1,11 @@
 """Results that a run keeps for the next one."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.fingerprints import text_digest
 from zipjax import checkpoints
 
 
@@ -16,20 +16,19 @@ def remember(
 
     Args:
       path: the checkpoint's folder; a digest of ``inputs`` is added to its name, so
-        that what other settings made is never taken for this.
+        that a result of other inputs is never mistaken for this one.
       inputs: JSON data that determine the result.
       make: computes it.
 
     Returns:
-      The pytree, always as it was restored from the checkpoint, and whether it was
-      there already.
+      The pytree, always as it was restored from the checkpoint, and whether it existed
+      already.
 
     Raises:
       ValueError: if the checkpoint is damaged.
     """
     text = json.dumps(inputs, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    target = path.with_name(f"{path.name}_{digest}")
+    target = path.with_name(f"{path.name}_{text_digest(text)}")
     reused = target.exists()
     if not reused:
         checkpoints.save_tree(target, make(), {"inputs": text})

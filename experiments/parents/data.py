@@ -17,7 +17,7 @@ _DECODED_TOGETHER = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Mean and standard deviation of the pixels, one number a channel or one for all.
+    """Mean and standard deviation of the pixels, one number per channel or one for all.
 
     Hashable, so that it may be static data of a jitted function.
     """
@@ -56,7 +56,7 @@ class Split:
         return Split(self.images[chosen], self.labels[chosen], self.pixels, ids)
 
     def first(self, count: int) -> "Split":
-        """Returns so many examples of every class, or as many as it has."""
+        """Returns the first examples of every class, at most ``count`` of each."""
         classes = np.unique(self.labels)
         first = [np.flatnonzero(self.labels == label)[:count] for label in classes]
         return self.take(np.concatenate(first))
@@ -78,7 +78,7 @@ class Dataset:
     num_classes: int
 
     def first(self, count: int) -> "Dataset":
-        """Returns so many examples of every class from either split."""
+        """Returns the first examples of every class of both splits."""
         train, test = self.train.first(count), self.test.first(count)
         return Dataset(train, test, self.num_classes)
 
@@ -89,12 +89,12 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     Args:
       name: "digits" (ships with scikit-learn), "cifar10" or "cifar100" (prepared by
         TensorFlow Datasets as array_record files), or "noise10" and "noise100": random
-        images in the place of CIFAR's, to try out what needs these.
+        images in the shape of CIFAR's, to try out code that needs these.
       data_dir: the folder of TensorFlow Datasets; its own default if None.
 
     Raises:
       ValueError: if there is no dataset of that name.
-      FileNotFoundError: if its files are not there, with the command that makes them.
+      FileNotFoundError: if its files do not exist, with the command that makes them.
     """
     loaders: dict[str, Callable[[], Dataset]] = {
         "digits": _digits,
@@ -109,7 +109,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
 
 def _digits() -> Dataset:
-    """Handwritten digits, 8x8, shipped with scikit-learn; a quarter is for testing."""
+    """Returns scikit-learn's handwritten digits, 8x8; a quarter is for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -129,7 +129,7 @@ _CIFAR100 = Pixels((129.304, 124.070, 112.434), (68.170, 65.392, 70.418))
 
 
 def _prepared(name: str, data_dir: str | None, pixels: Pixels) -> Dataset:
-    """A dataset in the folder of TensorFlow Datasets; TensorFlow is not needed."""
+    """Reads a dataset of TensorFlow Datasets; TensorFlow is not needed."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -147,7 +147,7 @@ def _prepared(name: str, data_dir: str | None, pixels: Pixels) -> Dataset:
 
 
 def _decoded(source: Any, pixels: Pixels) -> Split:
-    """Decodes all examples; many at once, which is several times faster."""
+    """Decodes all examples, many at once: this is several times faster."""
     examples = [
         example
         for start in range(0, len(source), _DECODED_TOGETHER)
@@ -163,7 +163,7 @@ def _decoded(source: Any, pixels: Pixels) -> Split:
 
 
 def _noise(num_classes: int) -> Dataset:
-    """Random images of CIFAR's shape: two of every class."""
+    """Returns random images of CIFAR's shape, two of every class."""
     shape = (2 * num_classes, 32, 32, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     labels = np.arange(2 * num_classes) % num_classes

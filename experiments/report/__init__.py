@@ -1,1 +1,5 @@
-"""Tables and pictures of a run."""
+"""The report of a run: its table, and its pictures.
+
+Every picture is a new `matplotlib.figure.Figure` outside pyplot's global state, which
+needs neither a display nor to be closed.
+"""

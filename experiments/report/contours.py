@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from experiments.report.plane import Landscape
-from experiments.report.plots import WIDTH
+from experiments.report.style import WIDTH
 from experiments.results import letter
 
 _CORNERS = ("A", "B, permuted", "ZipIt!")
-_LEAST_LOSS = 1e-3  # Lower ones are all drawn as this.
+_LEAST_LOSS = 1e-3  # Lower losses are drawn as this one.
 
 
 def loss_contours(landscape: Landscape) -> Figure:
@@ -21,11 +21,11 @@ def loss_contours(landscape: Landscape) -> Figure:
       landscape: the losses.
 
     Returns:
-      The figure, one panel a task; all have the same colours, in steps of one factor.
+      The figure, one panel per task, all with the same logarithmic colours.
     """
     losses = np.maximum(landscape.losses, _LEAST_LOSS)
     levels = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), 15)
-    # Panels as high as equal scales make them, with room for titles and colours.
+    # As high as equal scales make the panels, with room for titles and colours.
     ratio = np.ptp(landscape.y) / np.ptp(landscape.x)
     height = 1.3 + 0.9 * WIDTH / len(losses) * ratio
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -50,7 +50,7 @@ def _mark_corners(axes: Axes, corners: np.ndarray) -> None:
     outline = [withStroke(linewidth=2.5, foreground="white")]
     axes.plot(*corners[:2].T, color="black", ls="--", lw=1)
     axes.plot(*corners.T, "o", color="black", mec="white", ms=6)
-    # The zip's name goes above it, the others' below: none lies below these.
+    # The zip's name goes above its point, the others' below theirs, where it is empty.
     styles = ((-9, "top"), (-9, "top"), (9, "bottom"))
     for name, place, (shift, va) in zip(_CORNERS, corners, styles, strict=True):
         axes.annotate(

@@ -1,4 +1,4 @@
-"""Pictures of what iterates and of what is searched."""
+"""Pictures of recipes that iterate and of searched settings."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import zipjax
-from experiments.report.plots import COLOURS, WIDTH
+from experiments.report.style import COLOURS, WIDTH
 
 
 def objective_curves(sweeps: Mapping[str, Sequence[zipjax.Sweep]]) -> Figure:
-    """Draws the objective of every sweep of coordinate descent, relative to its best.
+    """Draws the objective of coordinate ascent after every sweep, relative to the best.
 
     Args:
       sweeps: the sweeps of every method by its title, from the start on.
 
     Returns:
-      The figure. Methods compare different things, so that each one's objective is
-      drawn as a share of the best that it reached, which a ring marks.
+      The figure. Methods have different objectives, so that each one is drawn as a
+      share of the best that it reached, which a ring marks.
 
     Raises:
       ValueError: if there are no sweeps.
@@ -45,12 +45,12 @@ def search_curves(searches: Mapping[str, Sequence[zipjax.Search]]) -> Figure:
     """Draws scores against the first searched setting, a line for each of the others.
 
     Args:
-      searches: the searches of every method by its title, one a seed. All are over the
+      searches: the searches of every method by its title, one per seed, all over the
         same settings.
 
     Returns:
       The figure: thin lines for the seeds, a thick one for their mean, a ring at the
-      best of every seed. Methods take turns with dashes: some search the same.
+      best of every seed. Every second method is dashed, as lines may coincide.
 
     Raises:
       ValueError: if there are no searches.
@@ -81,7 +81,7 @@ def search_curves(searches: Mapping[str, Sequence[zipjax.Search]]) -> Figure:
 
 
 def _lines(search: zipjax.Search, name: str) -> dict[tuple[str, ...], list[int]]:
-    """Groups the numbers of trials that differ in one setting alone."""
+    """Groups the numbers of the trials that differ only in one setting."""
     lines: dict[tuple[str, ...], list[int]] = {}
     for number, trial in enumerate(search.trials):
         others = [f"{k} = {v:g}" for k, v in trial.settings.items() if k != name]

@@ -1,11 +1,11 @@
-"""The report's pictures with their words."""
+"""The report's pictures with their captions."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 import zipjax
-from experiments.report import contours, curves, plots
+from experiments.report import accuracy, contours, curves, matched_units
 from experiments.report.plane import Landscape
 from experiments.report.report import Picture
 from experiments.results import Result
@@ -13,21 +13,21 @@ from experiments.results import Result
 _MATRICES = 4
 
 
-def depth(results: Sequence[Result], total_layers: int) -> Picture:
+def depth_picture(results: Sequence[Result], total_layers: int) -> Picture:
     """Draws accuracy against depth."""
     return Picture(
-        plots.accuracy_against_depth(results, total_layers),
-        "Accuracy against the number of zipped layers: 0 is the ensemble, at the right "
-        "everything is zipped. Bars: one standard deviation over seeds.",
+        accuracy.accuracy_against_depth(results, total_layers),
+        "Accuracy against the number of zipped layers: 0 is the ensemble. On grey: other "
+        "merges of all layers into one network. Bars: one standard deviation over seeds.",
         "Line plot of accuracy against depth",
     )
 
 
-def iterations(
+def iteration_pictures(
     sweeps: Mapping[str, Sequence[zipjax.Sweep]],
     searches: Mapping[tuple[str, ...], Mapping[str, zipjax.Search]],
 ) -> list[Picture]:
-    """Draws how recipes iterated (once each) and how their settings were chosen.
+    """Draws how recipes iterated, once each, and how their settings were chosen.
 
     Args:
       sweeps: the sweeps of every method by its title.
@@ -49,14 +49,14 @@ def iterations(
         chosen = Picture(
             curves.search_curves(found),
             f"Choice of {' and '.join(names)} on training images: thin lines are "
-            "networks, thick ones their means, rings what was chosen.",
+            "networks, thick ones their means, rings the chosen values.",
             f"Line plot of training accuracy against {names[0]}",
         )
         drawn.append(chosen)
     return drawn
 
 
-def matches(
+def match_pictures(
     assignments: Mapping[str, np.ndarray],
     moments: Mapping[str, zipjax.Moments],
     num_models: int,
@@ -68,7 +68,7 @@ def matches(
       assignments: the merged unit of every unit, by perm.
       moments: of the perms' units.
       num_models: number of models.
-      where: a sentence that says which models these are.
+      where: a sentence that says which networks these are.
 
     Returns:
       The pictures; none if there are no assignments.
@@ -80,23 +80,23 @@ def matches(
         for perm in assignments
     }
     kinds = Picture(
-        plots.merge_kinds(assignments, num_models),
-        f"What the merged units of every layer are made of. {where}",
+        matched_units.merge_kinds(assignments, num_models),
+        f"The networks that the merged units of every layer come from. {where}",
         "Stacked bars of the kinds of merged units in every layer",
     )
     matched = Picture(
-        plots.matched_correlations(correlations, assignments, num_models),
-        f"Correlations of the units that were merged with each other. {where}",
+        matched_units.matched_correlations(correlations, assignments, num_models),
+        f"Correlations of units that were merged with each other. {where}",
         "Histogram of matched correlations",
     )
     places = np.linspace(0, len(assignments) - 1, min(_MATRICES, len(assignments)))
     shown = [list(assignments)[place] for place in places.round().astype(int)]
     matrices = [
         Picture(
-            plots.correlation_matrix(
+            matched_units.correlation_matrix(
                 correlations[perm], assignments[perm], num_models, perm
             ),
-            f"Correlations of all units of {perm}, as they were merged. {where}",
+            f"Correlations of all units of {perm}, in the order of the merge. {where}",
             f"Correlation matrix of the units of {perm}",
         )
         for perm in shown
@@ -104,11 +104,11 @@ def matches(
     return [kinds, matched, *matrices]
 
 
-def plane(landscape: Landscape, where: str) -> Picture:
+def plane_picture(landscape: Landscape, where: str) -> Picture:
     """Draws the tasks' losses on the plane through A, B and their zip."""
     return Picture(
         contours.loss_contours(landscape),
-        "Loss of either task on the plane through model A, model B with its units in "
+        "Loss of each task on the plane through model A, model B with its units in "
         "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
         f"space of parameters. {where}",
         "Contours of the loss of task A and of task B on a plane of networks",

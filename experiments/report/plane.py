@@ -1,8 +1,8 @@
 """The plane through two networks and their zip, and the tasks' losses on it.
 
 ZipIt!, Figure 2. The plane goes through model A, model B with its units in A's order
-(Permute), and the zipped network, whose merged units are put in A's order too: which
-number a merged unit has is arbitrary, and would only move the zip away from the others.
+(Permute), and the zipped network, whose merged units are put in A's order too: the
+numbers of merged units are arbitrary, and would only move the zip away from the others.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from scipy.special import log_softmax
 import zipjax
 from experiments.parents.tasks import Task
 from experiments.parents.train import Variables
+from zipjax.evaluation import LOGIT_SCALE, unit_rows
 
-_SCALE = 100.0  # CLIP's logit scale.
 _MARGIN = 0.35  # Around the corners, as a share of the distance of A and B.
 _FLAT = 1e-4  # A triangle is a line if its height is a smaller share of its base.
 
@@ -28,9 +28,9 @@ class Plane:
     """A plane in the space of parameters.
 
     Attributes:
-      model: the network at (0, 0); what is no parameter is always as it has it.
+      model: the network at (0, 0), whose other variables all points share.
       axes: the plane's orthonormal axes ``[2, parameters]``.
-      corners: coordinates of what the plane was laid through ``[3, 2]``.
+      corners: coordinates of the networks that span it ``[3, 2]``.
     """
 
     model: Variables
@@ -75,7 +75,7 @@ class Landscape:
     Attributes:
       x: coordinates of the columns.
       y: coordinates of the rows.
-      losses: of every task and point.
+      losses: of every task at every point.
       corners: coordinates of A, of B and of the zip ``[3, 2]``.
     """
 
@@ -97,12 +97,12 @@ class Landscape:
         Args:
           corners: these networks.
           losses: returns the losses ``[tasks]`` of a network.
-          points: of the grid, a side.
+          points: number of points of the grid, per side.
           track: wraps the points in a progress bar.
 
         Returns:
-          The losses; None if the networks lie on a line, as they do when a zip does no
-          more than permute.
+          The losses; None if the networks lie on a line, as they do when a zip only
+          permutes.
         """
         plane = Plane.through(corners)
         if plane is None:
@@ -129,7 +129,7 @@ def corners(
     """
     aligned = zipjax.match(models, spec, zipjax.permute(), moments=moments)
     ordered = {perm: in_order(zipped[perm], aligned[perm]) for perm in aligned}
-    # With all the weight, B is what it was but for the order of its units.
+    # With all the weight, B only has the order of its units changed.
     permuted = zipjax.merge_units(models, spec, aligned, weights=(0, 1))
     merged = zipjax.merge_units(models, spec, ordered)
     return [models[0], permuted.params(), merged.params()]
@@ -139,14 +139,14 @@ def in_order(
     assignment: Int[np.ndarray, "*groups total"],
     aligned: Int[np.ndarray, "*groups total"],
 ) -> Int[np.ndarray, "*groups total"]:
-    """Numbers merged units as the units of model A that they are most made of.
+    """Numbers merged units like the units of model A that they mostly come from.
 
-    Aligned units share a number of A's. The merged units are numbered so that as many
-    units as possible keep theirs.
+    In an alignment, units have the number of A's unit that they are aligned with. The
+    merged units are numbered so that as many units as possible keep that number.
 
     Args:
-      assignment: where units go in a merge of one's own widths.
-      aligned: where they go in an alignment with A; of groups that were matched alike.
+      assignment: the merged unit of every unit, in a merge that keeps widths.
+      aligned: the same in an alignment with A, with the same groups.
 
     Returns:
       The same merge, with other numbers.
@@ -169,7 +169,8 @@ def task_losses(
 ) -> Float[np.ndarray, "tasks"]:
     """Returns every task's mean cross-entropy on its images, among its classes.
 
-    Logits are 100 times the cosine of an output and a class's text embedding.
+    Logits are ``LOGIT_SCALE`` times the cosine of an output and a class's text
+    embedding.
 
     Raises:
       ValueError: if a task has no image.
@@ -181,17 +182,17 @@ def task_losses(
         if not mine.any():
             raise ValueError(
                 f"task {number} has none of the {len(labels)} images that losses are "
-                "measured on: raise config.plane.images"
+                "measured on: increase config.plane.images"
             )
-        cosines = _unit(outputs[mine]) @ _unit(task.targets).T
-        scores = log_softmax(_SCALE * cosines, axis=1)
+        rows, targets = map(_wide_unit_rows, (outputs[mine], task.targets))
+        cosines = rows @ targets.T
+        scores = log_softmax(LOGIT_SCALE * cosines, axis=1)
         losses.append(-scores[np.arange(len(scores)), classes[mine]].mean())
     return np.array(losses)
 
 
-def _unit(rows: np.ndarray) -> Float[np.ndarray, "rows dim"]:
-    wide = np.asarray(rows, np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-6)
+def _wide_unit_rows(vectors: np.ndarray) -> Float[np.ndarray, "rows dim"]:
+    return unit_rows(np.asarray(vectors, np.float64))
 
 
 def _flat(model: Variables) -> Float[np.ndarray, "parameters"]:

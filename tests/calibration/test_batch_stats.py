@@ -139,7 +139,7 @@ def test_inputs_selects_from_a_batch():
     merged = flatten_merged()
     batches = [{"image": x, "label": np.arange(len(x))} for x in BATCHES]
     reset = zipjax.reset_batch_stats(
-        FLATTEN.apply, merged, batches, inputs=lambda batch: batch["image"]
+        FLATTEN.apply, merged, batches, inputs_of=lambda batch: batch["image"]
     )
     check_heads(reset, merged, FLATTEN, momentum=0)
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import zipjax
 from tests.networks import (
@@ -19,11 +18,7 @@ from tests.networks import (
     relative_error,
     variables,
 )
-from zipjax.calibration.passes import Network, Pass
 from zipjax.models import vit
-from zipjax.program.layers import find_layers
-from zipjax.program.program import trace
-from zipjax.program.rows import input_rows, kernel_matrix, matrix_kernel, output_rows
 from zipjax.trees import path_leaves
 
 WIDTHS = (6, 8, 7, 3)
@@ -80,9 +75,7 @@ def expected_refit(merged, ridge):
 @pytest.mark.parametrize("ridge", [1e-3, 1.0])
 def test_without_sweeps_layers_solve_ridge_regressions(ridge):
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
-    refit = zipjax.refit(
-        dense_apply, MODELS, merged, ASSIGNMENTS, BATCHES, ridge=ridge, sweeps=0
-    )
+    refit = zipjax.refit(dense_apply, MODELS, merged, BATCHES, ridge=ridge, sweeps=0)
     expected = path_leaves(expected_refit(merged.params(), ridge))
     for path, leaf in path_leaves(refit.params()).items():
         assert relative_error(leaf, expected[path]) < 1e-3, path
@@ -98,7 +91,7 @@ def test_without_biases_nothing_is_centred():
     spec = zipjax.PermutationSpec(axes, {"h0": zipjax.Perm(8)})
     assignments = {"h0": ASSIGNMENTS["h0"]}
     merged = zipjax.merge_units(models, spec, assignments)
-    refit = zipjax.refit(without_biases, models, merged, assignments, BATCHES)
+    refit = zipjax.refit(without_biases, models, merged, BATCHES)
     mixes = [merge_matrix(ASSIGNMENTS["h0"]), np.tile(np.eye(7) / 2, 2)]
     x = np.asarray(X, np.float64)
     inputs = [x, x]
@@ -124,9 +117,7 @@ def test_sweeps_lower_the_error_behind_the_relu():
     apply_fn = functools.partial(quadratic, MODELS[0])
     errors = []
     for sweeps in (0, 1, 8):
-        refit = zipjax.refit(
-            apply_fn, wide, merged, ASSIGNMENTS, BATCHES, ridge=1e-6, sweeps=sweeps
-        )
+        refit = zipjax.refit(apply_fn, wide, merged, BATCHES, ridge=1e-6, sweeps=sweeps)
         values = [np.asarray(first(apply_fn, m)) for m in (*wide, refit.params())]
         target = np.concatenate(values[:2], 1) @ merge_matrix(ASSIGNMENTS["h1"]).T
         found = np.maximum(values[2], 0) - np.maximum(target, 0)
@@ -152,106 +143,11 @@ def test_copies_of_one_network_stay_as_they_are():
     assignments = {p: np.tile(np.arange(n), 2) for p, n in spec.sizes.items()}
     merged = zipjax.merge_units(copies, spec, assignments)
     x = images(40, (8, 8, 3))
-    refit = zipjax.refit(net.apply, copies, merged, assignments, [x[:20], x[20:]])
+    refit = zipjax.refit(net.apply, copies, merged, [x[:20], x[20:]])
     expected = np.asarray(net.apply(model, x))
     np.testing.assert_allclose(
         zipjax.apply(net.apply, refit, x), expected, atol=1e-3 * expected.std()
     )
-
-
-def residual(params, x):
-    stream = jax.nn.relu(x @ params["a"])
-    branch = jax.nn.relu(stream @ params["b"] + 0.1) @ params["c"] + params["bias"]
-    return jax.nn.relu(stream + branch) @ params["d"]
-
-
-def test_layers_of_a_residual_block():
-    shapes = {"a": (3, 4), "b": (4, 5), "bias": (4,), "c": (5, 4), "d": (4, 2)}
-    params = {k: jnp.ones(shape) for k, shape in shapes.items()}
-    layers = find_layers(trace(residual, params, jnp.ones((2, 3))))
-    assert list(layers) == ["a", "b", "c", "d"]
-    assert [layer.bias for layer in layers.values()] == [None, None, "bias", None]
-    assert [layer.rest is not None for layer in layers.values()] == [0, 0, 1, 0]
-    # The stream is read by the branch too, as it is behind its own ReLU.
-    assert [layer.relu for layer in layers.values()] == [True, True, True, False]
-
-
-def shared(params, x):
-    return (x @ params["a"]) @ params["a"] @ params["b"] + params["b"].sum()
-
-
-def test_kernels_that_are_read_twice_are_no_layers():
-    params = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3))}
-    assert not find_layers(trace(shared, params, jnp.ones((2, 3))))
-
-
-CONVOLUTIONS = [
-    ("NHWC", "HWIO", {"window_strides": (2, 1), "padding": "SAME"}),
-    ("NCHW", "OIHW", {"window_strides": (1, 2), "padding": [(2, 0), (-1, 3)]}),
-    (
-        "NHWC",
-        "HWIO",
-        {
-            "window_strides": (1, 1),
-            "padding": [(0, 1), (0, 0)],
-            "rhs_dilation": (2, 1),
-            "lhs_dilation": (1, 2),
-        },
-    ),
-]
-
-
-@pytest.mark.parametrize(("data", "kernel", "options"), CONVOLUTIONS)
-def test_rows_of_convolutions(data, kernel, options):
-    sizes = {"N": 2, "C": 3, "O": 4, "I": 3}
-    rng = np.random.default_rng(0)
-    places = dict(zip("HW", (7, 6), strict=True)), dict(zip("HW", (3, 2), strict=True))
-    x, w = (
-        jnp.asarray(rng.normal(size=[(sizes | side)[k] for k in names]), jnp.float32)
-        for names, side in zip((data, kernel), places, strict=True)
-    )
-
-    def apply_fn(params, x):
-        return lax.conv_general_dilated(
-            x, params["w"], dimension_numbers=(data, kernel, data), **options
-        )
-
-    check_rows(apply_fn, w, x)
-
-
-CONTRACTIONS = [("bij,jk->bik", (4, 5)), ("bij,ijk->bk", (3, 4, 5)),
-                ("kj,bj->kb", (5, 4))]  # fmt: skip
-
-
-@pytest.mark.parametrize(("equation", "shape"), CONTRACTIONS)
-def test_rows_of_products(equation, shape):
-    rng = np.random.default_rng(0)
-    data = (2, 4) if equation.startswith("k") else (2, 3, 4)
-    x = jnp.asarray(rng.normal(size=data), jnp.float32)
-    w = jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    def apply_fn(params, x):
-        operands = (params["w"], x) if equation.startswith("k") else (x, params["w"])
-        return jnp.einsum(equation, *operands)
-
-    check_rows(apply_fn, w, x)
-
-
-def check_rows(apply_fn, w, x):
-    layer = find_layers(trace(apply_fn, {"w": w}, x))["w"]
-    matrix = kernel_matrix(layer, w)
-    product = trace_value(apply_fn, w, x, layer)
-    np.testing.assert_allclose(
-        input_rows(layer, x) @ matrix, output_rows(layer, product), atol=1e-5
-    )
-    np.testing.assert_array_equal(matrix_kernel(layer, matrix, w), w)
-
-
-def trace_value(apply_fn, w, x, layer):
-    """The product as the equation itself computes it: einsum may move axes behind."""
-    operands = (w, x) if layer.side == 0 else (x, w)
-    primitive = layer.equation.primitive
-    return primitive.bind(*operands, **layer.equation.params)
 
 
 def test_heads_are_refitted_to_their_own_models():
@@ -267,57 +163,26 @@ def test_heads_are_refitted_to_their_own_models():
         return [np.square(y - dense_apply(m, X)).mean() for y, m in pairs]
 
     def refit(**options):
-        return zipjax.refit(
-            dense_apply, MODELS, merged, assignments, BATCHES, **options
-        )
+        return zipjax.refit(dense_apply, MODELS, merged, BATCHES, **options)
 
     plain, trunk, whole = errors(merged), errors(refit(heads=False)), errors(refit())
     for before, half, after in zip(plain, trunk, whole, strict=True):
         assert after < half < before
 
 
-def test_between_layers_values_are_on_the_host():
-    current = Pass(Network(dense_apply, MODELS[0], [(x,) for x in BATCHES]), MODELS[0])
-    current.advance("layers/1/w")
-    inputs = current.layers()["layers/1/w"].inputs
-    expected = np.maximum(hidden(MODELS[0], BATCHES[1])[0], 0)
-    (value,) = current.read(1, (inputs,))
-    assert isinstance(value, np.ndarray)
-    np.testing.assert_allclose(value, expected, atol=1e-5)
-
-
 def test_a_refit_needs_batches():
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
     with pytest.raises(ValueError, match="no batches"):
-        zipjax.refit(dense_apply, MODELS, merged, ASSIGNMENTS, [])
+        zipjax.refit(dense_apply, MODELS, merged, [])
 
 
-def test_assignments_must_be_those_of_the_merge():
+def test_the_models_must_be_those_of_the_merge():
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
-    other = ASSIGNMENTS | {"h1": np.tile(np.arange(3), 5)[:14]}
-    with pytest.raises(ValueError, match=r"'h1' has 3 merged units.* 7"):
-        zipjax.refit(dense_apply, MODELS, merged, other, BATCHES)
-
-
-def test_the_ensemble_answers_with_the_surest_model():
-    rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(5, 6)) * 3
-    tasks = [[3, 0], [1, 4, 2]]
-    # An output of zeros is as near to one class as to another.
-    first_output = jnp.asarray([embeddings[0] * 2, np.zeros(6)], jnp.float32)
-    second_output = jnp.asarray([np.zeros(6), embeddings[4]], jnp.float32)
-    target = zipjax.ensemble_target(embeddings, tasks, sharpness=32)
-    found = np.asarray(target([first_output, second_output]))
-    lengths = np.linalg.norm(embeddings[[0, 4]], axis=1) * [2, 1] / 2
-    expected = embeddings[[0, 4]]
-    expected *= (lengths / np.linalg.norm(expected, axis=1))[:, None]
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_the_ensemble_needs_a_task_a_model():
-    target = zipjax.ensemble_target(np.eye(3), [[0], [1, 2]])
-    with pytest.raises(ValueError, match="one task a model"):
-        target([jnp.ones((1, 3))])
+    other = [dense_params((6, 8, 9, 3), seed) for seed in (1, 2)]
+    with pytest.raises(ValueError, match="'layers/1/b' has size 9"):
+        zipjax.refit(dense_apply, other, merged, BATCHES)
+    with pytest.raises(ValueError, match="made from 2 models, but these are 3"):
+        zipjax.refit(dense_apply, [*MODELS, MODELS[0]], merged, BATCHES)
 
 
 VIT = vit.ViT(3, width=6, depth=1, heads=2, patch=4, hidden=5, class_token=False)
@@ -372,7 +237,7 @@ def test_queries_keys_and_values_of_one_kernel():
     models = [variables(VIT, (8, 8, 1), seed) for seed in (1, 2)]
     assignments = pairs_within_and_across()
     merged = zipjax.merge_units(models, vit.spec(VIT), assignments)
-    refit = zipjax.refit(VIT.apply, models, merged, assignments, [VIT_IMAGES])
+    refit = zipjax.refit(VIT.apply, models, merged, [VIT_IMAGES])
     targets = [attention_values(model)[1] for model in models]
     before, after = (
         network.params()["params"]["blocks_0"]["attn"]["qkv"]

@@ -1,5 +1,6 @@
 """REPAIR: parents' statistics in numpy, and functions that must stay."""
 
+import dataclasses
 import functools
 
 import jax
@@ -63,7 +64,7 @@ def check_mlp(params, models, assignments, x, tolerance=1e-5):
 
 def test_units_get_their_parents_statistics():
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
-    repaired = zipjax.repair(dense_apply, MODELS, merged, ASSIGNMENTS, [X])
+    repaired = zipjax.repair(dense_apply, MODELS, merged, [X])
     check_mlp(repaired.params(), MODELS, ASSIGNMENTS, X)
     with pytest.raises(AssertionError):
         check_mlp(merged.params(), MODELS, ASSIGNMENTS, X, tolerance=0.05)
@@ -77,10 +78,9 @@ def test_averaging_shrinks_deviations_and_repair_brings_them_back():
     models = [dense_params(widths, seed) for seed in range(3)]
     x = images(400, (20,))
     merged = zipjax.merge(models, dense_spec(widths), zipjax.average())
-    assignments = {f"h{k}": np.tile(np.arange(40), 3) for k in range(3)}
     repaired = zipjax.repair(
-        dense_apply, models, merged, assignments, [{"x": x[:200]}, {"x": x[200:]}],
-        inputs=lambda batch: batch["x"],
+        dense_apply, models, merged, [{"x": x[:200]}, {"x": x[200:]}],
+        inputs_of=lambda batch: batch["x"],
     )  # fmt: skip
 
     def deviations(params):
@@ -108,7 +108,7 @@ def test_a_partial_zip_keeps_its_heads():
     assignments = {name: ASSIGNMENTS[name] for name in ("h0", "h1")}
     merged = zipjax.merge_units(models, specs, assignments, stop_at="h1")
     functions = [dense_apply, gained]
-    repaired = zipjax.repair(functions, models, merged, assignments, [X])
+    repaired = zipjax.repair(functions, models, merged, [X])
     for head in range(2):
         check_mlp(repaired.params(head), MODELS, assignments, X)
     assert all(
@@ -118,8 +118,28 @@ def test_a_partial_zip_keeps_its_heads():
 
 def test_an_ensemble_stays():
     merged = zipjax.merge(MODELS, SPEC, zipjax.average(), stop_at=0)
-    repaired = zipjax.repair(dense_apply, MODELS, merged, {}, [X])
+    repaired = zipjax.repair(dense_apply, MODELS, merged, [X])
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, repaired, merged)))
+
+
+@pytest.mark.parametrize("weights", [(1, 0), (0.25, 0.75)])
+def test_unequal_weights_weight_the_statistics_too(weights):
+    orders = {name: np.arange(n)[::-1] for name, n in SPEC.sizes.items()}
+    copy = zipjax.permute_params(MODELS[0], SPEC, orders)
+    # Unit j of the copy is unit n - 1 - j of the model.
+    assignments = {p: np.concatenate([np.sort(x), x]) for p, x in orders.items()}
+    merged = zipjax.merge_units([MODELS[0], copy], SPEC, assignments, weights=weights)
+    repaired = zipjax.repair(dense_apply, [MODELS[0], copy], merged, [X])
+    expected = dense_apply(MODELS[0], X)
+    assert relative_error(dense_apply(repaired.params(), X), expected) < 1e-5
+
+
+def test_weights_of_one_model_give_that_model():
+    assignments = {name: np.tile(np.arange(n), 2) for name, n in SPEC.sizes.items()}
+    merged = zipjax.merge_units(MODELS, SPEC, assignments, weights=(1, 0))
+    repaired = zipjax.repair(dense_apply, MODELS, merged, [X])
+    expected = dense_apply(MODELS[0], X)
+    assert relative_error(dense_apply(repaired.params(), X), expected) < 1e-5
 
 
 def test_dead_units_stay_dead():
@@ -129,7 +149,7 @@ def test_dead_units_stay_dead():
     for model in models:
         model["layers"][1]["w"][:] = 0
     merged = zipjax.merge_units(models, SPEC, ASSIGNMENTS)
-    repaired = zipjax.repair(dense_apply, models, merged, ASSIGNMENTS, [X])
+    repaired = zipjax.repair(dense_apply, models, merged, [X])
     for leaf in jax.tree.leaves(repaired):
         assert np.isfinite(leaf).all()
     first, second, _ = hidden(repaired.params(), X)
@@ -226,7 +246,7 @@ def test_layers_before_norms_and_sums(name, head, means):
     assignments = matched(spec)
     merged = zipjax.merge_units(models, spec, assignments)
     x = images(10, shape)
-    repaired = zipjax.repair(net.apply, models, merged, assignments, [x])
+    repaired = zipjax.repair(net.apply, models, merged, [x])
     *parents, found = (
         layer_outputs(net, params, x) for params in (*models, repaired.params())
     )
@@ -250,7 +270,7 @@ def test_batch_norm_as_reset_batch_stats_has_it():
     ]
     assignments = {"conv": np.array([0, 1, 2, 3, 2, 0, 3, 1])}
     merged = zipjax.merge_units(models, spec, assignments, stop_at="conv")
-    repaired = zipjax.repair(net.apply, models, merged, assignments, [x])
+    repaired = zipjax.repair(net.apply, models, merged, [x])
     reset = zipjax.reset_batch_stats(net.apply, merged, [x])
     outputs = [
         np.stack(zipjax.apply(net.apply, m, x)) for m in (repaired, reset, merged)
@@ -280,9 +300,7 @@ def test_a_network_merged_with_its_permuted_copy_stays(name):
     }
     merged = zipjax.merge_units([model, copy], spec, assignments)
     x = images(20, shape)
-    repaired = zipjax.repair(
-        net.apply, [model, copy], merged, assignments, [x[:10], x[10:]]
-    )
+    repaired = zipjax.repair(net.apply, [model, copy], merged, [x[:10], x[10:]])
     for path, leaf in path_leaves(model).items():
         assert relative_error(repaired.trunk[path], leaf) < 1e-4, path
 
@@ -307,7 +325,7 @@ def test_biases_behind_which_the_value_is_scaled():
     spec = zipjax.PermutationSpec(axes, {"h": zipjax.Perm(4)})
     assignments = {"h": np.array([0, 1, 2, 3, 2, 1, 3, 0])}
     merged = zipjax.merge_units(models, spec, assignments)
-    repaired = zipjax.repair(scaled, models, merged, assignments, [X]).params()
+    repaired = zipjax.repair(scaled, models, merged, [X]).params()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(repaired))
     before = [
         (X @ np.float64(m["w"]) + m["b"]) * m["gain"] for m in (*models, repaired)
@@ -320,15 +338,13 @@ def test_biases_behind_which_the_value_is_scaled():
 
 def wrong(name):
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
-    good = {"models": MODELS, "merged": merged, "assignments": ASSIGNMENTS,
-            "batches": [X]}  # fmt: skip
+    good = {"models": MODELS, "merged": merged, "batches": [X]}
     other = [dense_params((6, 8, 7, 9, 3), seed) for seed in (1, 2)]
     broken = jax.tree.map(lambda leaf: leaf * np.nan, MODELS[1])
     bad = {
         "no batches": {"batches": iter(())},
         "NaN data": {"batches": [X, X * np.nan]},
-        "widths": {"assignments": ASSIGNMENTS | {"h1": np.arange(14) % 3}},
-        "missing": {"assignments": {"h0": ASSIGNMENTS["h0"]}},
+        "no origin": {"merged": dataclasses.replace(merged, origin=None)},
         "models": {"models": other},
         "one model": {"models": MODELS[:1]},
         "NaN model": {"models": [MODELS[0], broken]},
@@ -341,10 +357,9 @@ def wrong(name):
     [
         ("no batches", "no batches"),
         ("NaN data", "batch 1 holds NaN"),
-        ("widths", r"'h1' has 3 merged units.* 8"),
-        ("missing", r"\['h1', 'h2'\] without an assignment"),
+        ("no origin", "does not know how it was made"),
         ("models", r"'layers/2/b' has size 9"),
-        ("one model", "at least two models"),
+        ("one model", "made from 2 models, but these are 1"),
         ("NaN model", r"'layers/0/w' are not finite"),
     ],
 )

@@ -1,11 +1,9 @@
-"""Results: what a row is, and files that are whole or not there."""
-
-import os
+"""Results: figures that make sense, and their means and deviations over seeds."""
 
 import numpy as np
 import pytest
 
-from experiments.results import Result, is_model, letter, summarise, write_whole
+from experiments.results import Result, is_model, letter, summarise
 
 
 def _result(method: str, seed: int, **changes) -> Result:
@@ -91,24 +89,3 @@ def test_letters():
 def test_models_are_told_from_methods():
     methods = ["Model A", "Model AB", "Ensemble", "Model average", "Model"]
     assert [is_model(method) for method in methods] == [True, True, False, False, False]
-
-
-def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    path = tmp_path / "results.csv"
-    write_whole(path, "old")
-
-    def fail(source, target):
-        raise OSError("disk gone")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk gone"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_write_replaces_what_a_killed_one_left(tmp_path):
-    (tmp_path / ".results.csv.tmp").write_text("half")
-    write_whole(tmp_path / "results.csv", "ü")
-    assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
-    assert (tmp_path / "results.csv").read_text(encoding="utf-8") == "ü"

@@ -149,7 +149,7 @@ def test_weights_of_aligned_models_go_to_the_units_that_were_matched():
     "weights", [(0.5, 0.5), (0.5, 0.5, 0.5), (1.0,), (0.25, 0.25, 0.25, 0.25)], ids=str
 )
 def test_weights_that_do_not_fit_are_refused(weights):
-    with pytest.raises(ValueError, match="no interpolation weights of 3 models"):
+    with pytest.raises(ValueError, match="not interpolation weights of 3 models"):
         zipjax.merge(MODELS, SPEC, zipjax.average(), weights=weights)
 
 

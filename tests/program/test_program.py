@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.networks import dense_apply, dense_params, images
-from zipjax.program.program import Derived, Literal, evaluate, trace
+from zipjax.program.program import Derived, Literal, compute_values, trace
 
 TABLE = np.arange(4, dtype=np.float32)
 
@@ -80,7 +80,7 @@ def run(function, params, *inputs, compiled=False):
     leaves = dict(zip(program.params, jax.tree.leaves(params), strict=True))
 
     def compute(leaves, inputs):
-        return evaluate(program, leaves, jax.tree.leaves(inputs), program.outputs)
+        return compute_values(program, leaves, jax.tree.leaves(inputs), program.outputs)
 
     return (jax.jit(compute) if compiled else compute)(leaves, inputs)
 
@@ -126,7 +126,7 @@ def test_tracing_needs_shapes_only():
     abstract = jax.eval_shape(lambda: params)
     program = trace(dense_apply, abstract, jax.ShapeDtypeStruct(X.shape, X.dtype))
     leaves = dict(zip(program.params, jax.tree.leaves(params), strict=True))
-    (found,) = evaluate(program, leaves, [X], program.outputs)
+    (found,) = compute_values(program, leaves, [X], program.outputs)
     np.testing.assert_allclose(found, dense_apply(params, X), rtol=1e-6)
 
 
@@ -141,10 +141,10 @@ def test_what_is_not_needed_is_not_run():
         return x @ params["w"], jax.pure_callback(count, X, x)
 
     program = trace(function, PARAMS, X)
-    (found,) = evaluate(program, PARAMS, [X], program.outputs[:1])
+    (found,) = compute_values(program, PARAMS, [X], program.outputs[:1])
     np.testing.assert_allclose(found, X @ PARAMS["w"], rtol=1e-5)
     assert not calls
-    _, echo = evaluate(program, PARAMS, [X], program.outputs)
+    _, echo = compute_values(program, PARAMS, [X], program.outputs)
     np.testing.assert_array_equal(echo, X)
     assert len(calls) == 1
 
@@ -158,7 +158,7 @@ def test_derived_values_replace_computed_ones_and_parameters():
     (x,) = program.inputs
     rules = {program.params["mean"]: Derived((x,), lambda x: x.mean(0))}
     leaves = {"mean": params["mean"], "scale": params["scale"]}
-    found, mean = evaluate(
+    found, mean = compute_values(
         program, leaves, [X], (*program.outputs, program.params["mean"]), rules
     )
     np.testing.assert_allclose(found, (X - X.mean(0)) / 2, rtol=1e-6)
@@ -175,4 +175,4 @@ def test_programs_may_be_deeper_than_pythons_stack():
 
 def test_literals_evaluate_to_themselves():
     program = trace(lambda p, x: x, PARAMS, X)
-    assert evaluate(program, PARAMS, [X], [Literal(7)]) == [7]
+    assert compute_values(program, PARAMS, [X], [Literal(7)]) == [7]

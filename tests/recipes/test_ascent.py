@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from zipjax.recipes.ascent import (
+    Matching,
     Schedule,
-    State,
-    coordinate_descent,
+    coordinate_ascent,
     matched_similarity,
 )
 
@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 
 
 def state(number):
-    return State({root: np.array([number]) for root in ROOTS}, {})
+    return Matching({root: np.array([number]) for root in ROOTS}, {})
 
 
 def descend(objectives, schedule, key=KEY):
@@ -32,7 +32,7 @@ def descend(objectives, schedule, key=KEY):
             return now
         return state(min(next(numbers) + 1, len(objectives) - 1))
 
-    best = coordinate_descent(
+    best = coordinate_ascent(
         state(0),
         ROOTS,
         rematch,

@@ -98,7 +98,7 @@ def test_one_device_and_four_agree():
     ids=["numpy", "jax"],
 )
 def test_inputs_selects_from_a_batch(wrap):
-    check_mlp(collect([wrap(X[:10]), wrap(X[10:])], inputs=lambda b: b["image"]))
+    check_mlp(collect([wrap(X[:10]), wrap(X[10:])], inputs_of=lambda b: b["image"]))
 
 
 def test_several_positional_inputs():
@@ -182,7 +182,7 @@ BATCHES = {
     "scalar": ([np.float32(3)], {}, "leading batch axis"),
     "no arrays": ([()], {}, "leading batch axis"),
     "other lengths": ([(X, X[:5])], {}, r"\[\(24, 3\), \(5, 3\)\]"),
-    "selected": ([{"x": X[:0]}], {"inputs": lambda b: b["x"]}, "batch 0 has inputs"),
+    "selected": ([{"x": X[:0]}], {"inputs_of": lambda b: b["x"]}, "batch 0 has inputs"),
 }
 
 

@@ -54,5 +54,5 @@ def test_json_round_trip(entry):
     [3, "dim", {}, {"perm": "a"}, {"perm": 1, "role": "in"}, {"sum": 2}, [None]],
 )
 def test_what_is_no_entry_is_refused(data):
-    with pytest.raises(ValueError, match="no entry"):
+    with pytest.raises(ValueError, match="not an entry"):
         decode(data)

@@ -102,4 +102,4 @@ def test_picture_of_an_imported_function_is_whole(
 def test_unknown_models_are_named(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         inspect.main([name])
-    assert f"{name!r} is no model" in capsys.readouterr().err
+    assert f"{name!r} is not a model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a merged model, measured anew.
+"""BatchNorm statistics of a merged model, re-estimated on data.
 
 Averaging two networks shrinks the variance of units that are not perfectly correlated
 (REPAIR, Jordan et al. 2022; ZipIt!, Appendix A), so that merged running statistics are
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.batches import batch_inputs
+from zipjax.batches import InputsOf, input_batches, plain_average
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import Merged, heads_of
 from zipjax.program.parameter_views import parameter_views
-from zipjax.program.program import Derived, Program, ValueId, evaluate, trace
+from zipjax.program.program import Derived, Program, ValueId, compute_values, trace
 from zipjax.trees import from_leaves, path_leaves, running_stats
 from zipjax.types import ApplyFn, Array, Leaves, PyTree
 
@@ -32,22 +32,23 @@ def reset_batch_stats(
     model: Model,
     batches: Iterable[Any],
     *,
-    inputs: Callable[[Any], Any] | None = None,
+    inputs_of: InputsOf | None = None,
     stats: StatsPaths = running_stats,
     ddof: int = 0,
 ) -> Model:
-    """Measures the BatchNorm means and variances of a model anew.
+    """Re-estimates the BatchNorm means and variances of a model.
 
     Every batch is normalised by its own statistics, as in training; the new ones are
     their plain averages over the batches. ``apply_fn`` stays in evaluation mode: the
     statistics are read where the traced network subtracts the running mean.
 
     Args:
-      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; a sequence of one a
-        head where these are different functions.
+      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; a sequence with one
+        per head where these are different functions.
       model: a merged model (full or partial) or a parameter pytree.
       batches: an iterable of batches.
-      inputs: maps a batch to the inputs of ``apply_fn``; by default it is they.
+      inputs_of: maps a batch to the inputs of ``apply_fn``; by default it is its own
+        input.
       stats: finds the paths of the running means and variances; by default, those of
         Linen and NNX by their names.
       ddof: 1 stores variances divided by the number of samples less one, as PyTorch
@@ -65,19 +66,10 @@ def reset_batch_stats(
     pairs = tuple(tuple(stats(path_leaves(head))) for head in heads)
     if not any(pairs):
         return model
-    totals: list[dict[str, np.ndarray]] | None = None
-    count = 0
-    for count, batch in enumerate(batches, start=1):
-        arrays = batch_inputs(count - 1, batch, inputs)
-        measured = jax.device_get(_measure(functions, pairs, ddof, heads, arrays))
-        # Few numbers: the plain average is taken on the host, in float64.
-        wide = [{p: x.astype(np.float64) for p, x in h.items()} for h in measured]
-        totals = (
-            wide if totals is None else jax.tree_util.tree_map(np.add, totals, wide)
-        )
-    if totals is None:
-        raise ValueError("no batches: batch statistics need at least one batch")
-    means = [{path: total / count for path, total in head.items()} for head in totals]
+    means = plain_average(
+        _batch_statistics(functions, pairs, ddof, heads, arrays)
+        for arrays in input_batches(batches, inputs_of)
+    )
     return _replaced(model, means)
 
 
@@ -98,22 +90,22 @@ def _replaced(model: Any, means: list[dict[str, np.ndarray]]) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _measure(
+def _batch_statistics(
     apply_fn: OneOrEach[ApplyFn],
     pairs: tuple[tuple[tuple[str, str], ...], ...],
     ddof: int,
     heads: list[PyTree],
     arrays: tuple[Any, ...],
 ) -> list[dict[str, Array]]:
-    """Returns one batch's means and variances by path, of every head."""
+    """Returns one batch's means and variances by path, one mapping per head."""
     functions = each(apply_fn, len(heads), "functions")
     return [
-        _measure_head(function, own, ddof, head, arrays)
+        _head_statistics(function, own, ddof, head, arrays)
         for function, own, head in zip(functions, pairs, heads, strict=True)
     ]
 
 
-def _measure_head(
+def _head_statistics(
     apply_fn: ApplyFn,
     pairs: tuple[tuple[str, str], ...],
     ddof: int,
@@ -142,7 +134,7 @@ def _measure_head(
     paths = [path for pair in pairs for path in pair]
     flat = jax.tree_util.tree_leaves(arrays)
     wanted = [program.params[path] for path in paths]
-    values = evaluate(program, path_leaves(params), flat, wanted, rules)
+    values = compute_values(program, path_leaves(params), flat, wanted, rules)
     return {
         path: value * corrections.get(path, 1.0)
         for path, value in zip(paths, values, strict=True)

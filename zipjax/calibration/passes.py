@@ -1,75 +1,118 @@
 """A network run over many batches at once, from one layer to the next."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zipjax.program.layers import Layer, find_layers, live_values
-from zipjax.program.program import Program, ValueId, evaluate, trace
+from zipjax.program.program import Program, ValueId, compute_values, trace
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, Leaves, PyTree
 
-Values = list[Any]
-Step = Callable[[Leaves, Values], Values]
+Values: TypeAlias = list[Any]
+Step: TypeAlias = Callable[[Leaves, Values], Values]
+Kind: TypeAlias = Any
+"""Structure, shapes and dtypes of a batch's inputs, or of parameters; hashable."""
 
 
-class Network:
-    """What models of the same shapes share: programs, layers, compiled steps."""
+class TracedNetwork:
+    """A function with parameters of given shapes: programs, layers, compiled steps.
 
-    def __init__(
-        self, apply_fn: ApplyFn, model: PyTree, data: Sequence[tuple[Any, ...]]
-    ) -> None:
-        self.data = [jax.device_get(jax.tree_util.tree_leaves(x)) for x in data]
-        self.kinds = [
-            tuple((np.shape(x), jnp.result_type(x).name) for x in flat)
-            for flat in self.data
-        ]
-        self.programs: dict[Any, Program] = {}
-        for kind, arrays in zip(self.kinds, data, strict=True):
-            if kind not in self.programs:
-                self.programs[kind] = trace(apply_fn, model, *arrays)
-        self.layers = {k: find_layers(p) for k, p in self.programs.items()}
+    Every kind of batch has a program of its own.
+    """
+
+    def __init__(self, apply_fn: ApplyFn, params_kind: Kind) -> None:
+        self._apply_fn, self._params_kind = apply_fn, params_kind
+        self._programs: dict[Kind, Program] = {}
+        self._layers: dict[Kind, dict[str, Layer]] = {}
         self._steps: dict[Any, Step] = {}
 
+    def program(self, kind: Kind) -> Program:
+        """Returns the program for a kind of batch."""
+        if kind not in self._programs:
+            params, inputs = _abstract(self._params_kind), _abstract(kind)
+            self._programs[kind] = trace(self._apply_fn, params, *inputs)
+        return self._programs[kind]
+
+    def layers(self, kind: Kind) -> dict[str, Layer]:
+        """Returns the layers by kernel, in program order, for a kind of batch."""
+        if kind not in self._layers:
+            self._layers[kind] = find_layers(self.program(kind))
+        return self._layers[kind]
+
     def step(
-        self, kind: Any, known: tuple[ValueId, ...], wanted: tuple[ValueId, ...]
+        self, kind: Kind, known: tuple[ValueId, ...], wanted: tuple[ValueId, ...]
     ) -> Step:
         """Returns a compiled step that computes values from known ones."""
         place = kind, known, wanted
         if place not in self._steps:
-            program = dataclasses.replace(self.programs[kind], inputs=known)
+            program = dataclasses.replace(self.program(kind), inputs=known)
             self._steps[place] = jax.jit(
-                lambda leaves, values: evaluate(program, leaves, values, wanted)
+                lambda leaves, values: compute_values(program, leaves, values, wanted)
             )
         return self._steps[place]
+
+
+def traced_network(apply_fn: ApplyFn, params: PyTree) -> TracedNetwork:
+    """Returns the traced network of a function, kept between calls.
+
+    Args:
+      apply_fn: ``apply_fn(params, *inputs)``; must be hashable.
+      params: parameter pytree; only its structure, shapes and dtypes matter.
+    """
+    return _traced_network(apply_fn, _kind(params))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_network(apply_fn: ApplyFn, params_kind: Kind) -> TracedNetwork:
+    return TracedNetwork(apply_fn, params_kind)
+
+
+def _kind(tree: PyTree) -> Kind:
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    shapes = tuple((np.shape(x), jnp.result_type(x).name) for x in leaves)
+    return structure, shapes
+
+
+def _abstract(kind: Kind) -> PyTree:
+    structure, shapes = kind
+    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    return jax.tree_util.tree_unflatten(structure, leaves)
 
 
 class Pass:
     """A model's values on all batches, at one place of its program.
 
-    Only what is read at this place or later is kept, on the host: JAX's device sees one
-    batch at a time.
+    Only values that are read at this place or later are kept, on the host: JAX's device
+    holds one batch at a time.
 
     Attributes:
       leaves: the model's parameters by path; those of later layers may be replaced.
     """
 
-    def __init__(self, network: Network, model: PyTree) -> None:
+    def __init__(
+        self, network: TracedNetwork, model: PyTree, data: Sequence[tuple[Any, ...]]
+    ) -> None:
         self.leaves = path_leaves(model)
         self._network = network
-        self._values: list[Values] = list(network.data)
-        self._known = {k: p.inputs for k, p in network.programs.items()}
+        self._kinds = [_kind(batch) for batch in data]
+        self._values: list[Values] = [
+            jax.device_get(jax.tree_util.tree_leaves(batch)) for batch in data
+        ]
+        kinds = dict.fromkeys(self._kinds)
+        self._known = {kind: network.program(kind).inputs for kind in kinds}
 
     def __len__(self) -> int:
         return len(self._values)
 
     def layers(self, batch: int = 0) -> dict[str, Layer]:
         """Returns the layers by kernel, in program order, as a batch sees them."""
-        return self._network.layers[self._network.kinds[batch]]
+        return self._network.layers(self._kinds[batch])
 
     def returns(self, kernel: str) -> bool:
         """Returns whether a layer's value is all that the network returns."""
@@ -77,30 +120,30 @@ class Pass:
 
     def advance(self, kernel: str) -> None:
         """Runs all batches up to a layer, with the parameters as they are now."""
-        wanted = {
-            kind: live_values(program, self._network.layers[kind][kernel].number)
-            for kind, program in self._network.programs.items()
-        }
-        for batch, kind in enumerate(self._network.kinds):
+        wanted = {}
+        for kind in self._known:
+            number = self._network.layers(kind)[kernel].number
+            wanted[kind] = live_values(self._network.program(kind), number)
+        for batch, kind in enumerate(self._kinds):
             self._values[batch] = jax.device_get(self.read(batch, wanted[kind]))
         self._known = wanted
 
     def read(self, batch: int, wanted: tuple[ValueId, ...]) -> Values:
         """Computes values of a batch from those that are kept."""
-        kind = self._network.kinds[batch]
+        kind = self._kinds[batch]
         known = dict(zip(self._known[kind], self._values[batch], strict=True))
         if known.keys() >= set(wanted):
             return [known[value] for value in wanted]
         step = self._network.step(kind, self._known[kind], wanted)
         return step(self.leaves, self._values[batch])
 
-    def behind(self, layer: Layer, fill: float, leaves: Leaves) -> Array:
+    def value_after(self, layer: Layer, fill: float, leaves: Leaves) -> Array:
         """Returns a layer's value where its product is ``fill`` everywhere."""
         aval = self._program.avals[layer.equation.results[0]]
         probe = dataclasses.replace(self._program, inputs=layer.equation.results)
         filled = [jnp.full(aval.shape, fill, aval.dtype)]
-        return evaluate(probe, leaves, filled, [layer.value])[0]
+        return compute_values(probe, leaves, filled, [layer.value])[0]
 
     @property
     def _program(self) -> Program:
-        return self._network.programs[self._network.kinds[0]]
+        return self._network.program(self._kinds[0])

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import cho_factor, cho_solve
 
 from zipjax.calibration.passes import Pass
+from zipjax.calibration.targets import Target
 from zipjax.program.layers import Layer
 from zipjax.program.rows import (
     input_rows,
@@ -21,9 +23,6 @@ from zipjax.program.rows import (
 )
 from zipjax.types import Array
 
-Target = Callable[[list[Array]], Array]
-"""Maps the models' rows behind a layer to what the merged layer shall return."""
-
 Matrix = Float[np.ndarray, "inputs units"]
 Vector = Float[np.ndarray, "units"]
 
@@ -31,12 +30,12 @@ Vector = Float[np.ndarray, "units"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """What a layer is solved from, of one batch.
+    """The inputs and targets of a layer, of one batch.
 
     Attributes:
-      inputs: what the kernel is multiplied by.
-      targets: what the layer shall return, ``[samples, units]``.
-      rest: what is added behind the layer, likewise; None for nothing.
+      inputs: the values that the kernel multiplies.
+      targets: the values that the layer should return, ``[samples, units]``.
+      rest: the values that are added after the layer, ``[samples, units]``, or None.
       layer: the layer, as this batch sees it.
     """
 
@@ -60,9 +59,9 @@ class _Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """What stands behind a layer's product: slope * product + offset, by unit.
+    """The operations after a layer's product: slope * product + offset, by unit.
 
-    ``step`` is what adding 1 to the bias adds to the offset; None without a bias.
+    ``step`` is how much the offset grows when 1 is added to the bias; None without one.
     """
 
     slope: Vector
@@ -72,7 +71,17 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True)
 class _Equations:
-    """Normal equations: moments of inputs and targets about (or, fixed, at) a point."""
+    """Normal equations: centred moments of the inputs x and the targets y.
+
+    Without a bias nothing is centred: ``mean`` is 0 and ``target`` the fixed offset.
+
+    Attributes:
+      count: number of samples n.
+      mean: the mean of x.
+      gram: sum of (x - mean)(x - mean)^T.
+      target: the mean of y.
+      cross: sum of (x - mean)(y - point)^T, for any constant point.
+    """
 
     count: float
     mean: Float[np.ndarray, "inputs"]
@@ -83,7 +92,14 @@ class _Equations:
     def with_targets(
         self, layer: Layer, point: Vector, total: Vector, products: Any
     ) -> "_Equations":
-        """Returns the equations of targets with these sums about a point."""
+        """Returns the equations for other targets.
+
+        Args:
+          layer: the layer.
+          point: a constant that is subtracted from the targets.
+          total: sum of the targets less the point.
+          products: sum of inputs times the targets less the point, as a kernel.
+        """
         cross = kernel_matrix(layer, products) - np.outer(self.mean, total)
         target = point + total / self.count
         return dataclasses.replace(self, target=target, cross=cross)
@@ -106,7 +122,7 @@ def solve_layer(
       merged: the merged network; it is run up to the layer.
       models: the models whose values make the target; likewise.
       kernel: the layer's kernel.
-      target: maps the models' rows to the layer's target.
+      target: maps the models' rows to the layer's target; a pytree.
       ridge: see :func:`zipjax.refit`.
       sweeps: see :func:`zipjax.refit`.
     """
@@ -130,7 +146,7 @@ def solve_layer(
 def _read(
     merged: Pass, models: Sequence[Pass], kernel: str, target: Target, batch: int
 ) -> _Batch:
-    """Reads what a layer is solved from, of one batch, to the host."""
+    """Reads the inputs and targets of a layer, of one batch, to the host."""
     layer = merged.layers(batch)[kernel]
     wanted = [layer.inputs] + ([] if layer.rest is None else [layer.rest])
     x, *added = merged.read(batch, tuple(wanted))
@@ -139,11 +155,11 @@ def _read(
     return _Batch(jax.device_get(x), targets, rest, layer)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _targets(
     layer: Layer, target: Target, totals: list[Array], rest: Array | None = None
 ) -> tuple[Array, Array | None]:
-    """Returns a batch's targets and what is added to them behind the layer."""
+    """Returns a batch's targets, and the values that are added after the layer."""
     wanted = target([_wide(output_rows(layer, value)) for value in totals])
     if rest is None:
         return wanted, None
@@ -152,19 +168,19 @@ def _targets(
 
 
 def measure_affine(merged: Pass, layer: Layer) -> Affine | None:
-    """Measures what stands behind a layer; None if samples differ in it."""
-    zero = _by_unit(layer, merged.behind(layer, 0.0, merged.leaves))
-    one = _by_unit(layer, merged.behind(layer, 1.0, merged.leaves))
+    """Measures the operations after a layer; None if they differ between samples."""
+    zero = _by_unit(layer, merged.value_after(layer, 0.0, merged.leaves))
+    one = _by_unit(layer, merged.value_after(layer, 1.0, merged.leaves))
     if zero is None or one is None:
         return None
-    # A unit without slope is dead whatever its kernel: it keeps it.
+    # A unit without slope is dead with any kernel: it keeps its own.
     slope = one - zero
     slope = np.where(np.abs(slope) > 1e-6 * np.abs(slope).max(), slope, 0.0)
     if layer.bias is None:
         return Affine(slope, zero, None)
     shifted = dict(merged.leaves)
     shifted[layer.bias] = shifted[layer.bias] + 1
-    moved = _by_unit(layer, merged.behind(layer, 0.0, shifted))
+    moved = _by_unit(layer, merged.value_after(layer, 0.0, shifted))
     return None if moved is None else Affine(slope, zero, moved - zero)
 
 
@@ -174,23 +190,36 @@ def _by_unit(layer: Layer, value: Array) -> Vector | None:
 
 
 def _equations(batches: Sequence[_Batch], affine: Affine) -> _Equations:
-    # About the first batch's means, which are close to all: float32 is enough for a
-    # batch, and the sum over batches is taken on the host.
+    """Sums the moments of all batches into normal equations.
+
+    A batch is summed in float32 about constants close to the means, x0 of the inputs
+    and y0 of the targets, so that no precision is lost; the sums over batches are
+    taken on the host, in float64, and moved to the means there.
+    """
     layer = batches[0].layer
-    means, y0 = jax.device_get(_means(batches[0]))
-    x0 = kernel_matrix(layer, means)[:, 0].astype(means.dtype)
-    point = y0 if affine.step is not None else affine.offset
-    shifts = x0, point.astype(x0.dtype)
-    total, gram, *sums = _total(_moments(batch, *shifts) for batch in batches)
+    x0, y0 = _first_means(batches[0])
+    y0 = y0 if affine.step is not None else affine.offset
+    shifts = x0, y0.astype(x0.dtype)
+    x_total, xx_total, y_total, xy_total = _total(
+        _shifted_moments(batch, *shifts) for batch in batches
+    )
     count = float(sum(len(batch.targets) for batch in batches))
-    gram = gram - np.outer(total, total) / count
-    mean = x0 + total / count
+    mean = x0 + x_total / count
+    gram = xx_total - np.outer(x_total, x_total) / count
     if affine.step is None:
+        # Without a bias the fit goes through the offset: moments about 0.
         gram = gram + count * np.outer(mean, mean)
         mean = np.zeros_like(mean)
-    empty = np.zeros((mean.size, point.size))
-    inputs = _Equations(count, mean, gram, point.astype(np.float64), empty)
-    return inputs.with_targets(layer, point, *sums)
+    empty = np.zeros((mean.size, y0.size))
+    inputs = _Equations(count, mean, gram, y0.astype(np.float64), empty)
+    return inputs.with_targets(layer, y0, y_total, xy_total)
+
+
+def _first_means(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the means of a batch's inputs ``[inputs]`` and targets ``[units]``."""
+    kernel, targets = jax.device_get(_means(batch))
+    inputs = kernel_matrix(batch.layer, kernel)[:, 0]  # Its columns are equal.
+    return inputs.astype(kernel.dtype), targets
 
 
 def _total(parts: Iterable[tuple[Array, ...]]) -> list[Any]:
@@ -210,8 +239,11 @@ def _means(batch: _Batch) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _moments(batch: _Batch, x0: Array, y0: Array) -> tuple[Array, ...]:
-    """Returns sums of inputs, of targets and of their products, about points."""
+def _shifted_moments(batch: _Batch, x0: Array, y0: Array) -> tuple[Array, ...]:
+    """Returns the sums of x, x x^T, y and x y^T about two constants.
+
+    The last one has the shape of the kernel, and x in it is not shifted.
+    """
     x, y = batch.rows() - x0, batch.targets - y0
     gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
     return x.sum(0), gram, y.sum(0), batch.times(y)
@@ -224,7 +256,7 @@ def _open_targets(
     bias: Vector,
     affine: Affine,
 ) -> _Equations:
-    """Returns the equations for targets that a ReLU leaves open."""
+    """Returns the equations for the targets that a ReLU leaves open."""
     layer = batches[0].layer
     point = equations.target if affine.step is not None else affine.offset
     like = jax.ShapeDtypeStruct(layer.shape, jnp.float32)
@@ -237,7 +269,7 @@ def _open_targets(
 def _open(
     batch: _Batch, kernel: Array, bias: Array, point: Array
 ) -> tuple[Array, Array]:
-    """Where the target is not positive, any value that is not will do."""
+    """Sums open targets: where one is not positive, any value that is not will do."""
     rest = 0 if batch.rest is None else batch.rest
     value, wanted = batch.product(kernel) + bias + rest, batch.targets + rest
     opened = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0)) - rest - point
@@ -245,18 +277,18 @@ def _open(
 
 
 def _factor(equations: _Equations, ridge: float) -> tuple[Any, float]:
-    """Returns the inverse of the ridged second moment, and the ridge's weight."""
+    """Returns the ridged second moment's Cholesky factor, and the ridge's weight."""
     size = len(equations.gram)
     # Constant inputs alone leave nothing to solve for: any weight then keeps W*.
     weight = ridge * np.trace(equations.gram) / size or 1.0
-    return np.linalg.inv(equations.gram + weight * np.eye(size)), weight
+    return cho_factor(equations.gram + weight * np.eye(size)), weight
 
 
 def _solution(
     equations: _Equations, factor: tuple[Any, float], before: Matrix, affine: Affine
 ) -> tuple[Matrix, Vector]:
-    inverse, weight = factor
-    weights = inverse @ (equations.cross + weight * before)
+    cholesky, weight = factor
+    weights = cho_solve(cholesky, equations.cross + weight * before)
     if affine.step is None:
         return weights, affine.offset
     return weights, equations.target - equations.mean @ weights

@@ -1,15 +1,89 @@
-"""Targets of a merged model's outputs."""
+"""Targets of the layers and outputs that a refit solves for.
 
+A target is a pytree that can be called: it maps the models' rows ``[samples, units]``
+after a layer to the rows that the merged layer should return. Its arrays are data and
+the rest is static, so that targets of equal shapes share a compiled program.
+"""
+
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from zipjax.evaluation import LOGIT_SCALE, unit_rows
+from zipjax.merging.weights import Matrices, merge_leaf
+from zipjax.spec.entries import Entries
+from zipjax.spec.permutation_spec import Perm
 from zipjax.types import AnyArray, Array
 
-_SCALE = 100.0  # CLIP's logit scale.
+Target = Callable[[list[Array]], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MergedTarget:
+    """The target of a zipped layer: the models' values, merged as its bias would be.
+
+    Attributes:
+      matrices: M and U of the layer's perms.
+      shares: N times the models' interpolation weights, ``[models]``.
+      entries: the kernel's entries on its produced axes, None on the others.
+      perms: ``(name, Perm)`` of every perm among these.
+      shape: the kernel's shape, with size 1 on its consumed axes.
+    """
+
+    matrices: Matrices
+    shares: Any
+    entries: Entries = dataclasses.field(metadata={"static": True})
+    perms: tuple[tuple[str, Perm], ...] = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, rows: list[Array]) -> Array:
+        """Returns the merged rows ``[samples, units]``."""
+        samples = jnp.stack(rows, axis=1)  # [samples, models, units]
+        opened = samples.reshape(-1, len(rows), *self.shape)
+        return jax.vmap(self._merged)(opened)
+
+    def _merged(self, values: Array) -> Array:
+        """Merges one sample's values ``[models, *shape]``."""
+        perms, matrices = dict(self.perms), self.matrices
+        merged = merge_leaf(values, self.entries, perms, matrices, self.shares)
+        return merged.reshape(-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EnsembleTarget:
+    """The predictions of an ensemble of CLIP-style models, as one output.
+
+    Attributes:
+      directions: every task's class embeddings with length 1, ``[classes, dim]``.
+      sharpness: the power of the probabilities.
+    """
+
+    directions: tuple[Any, ...]
+    sharpness: Any
+
+    def __call__(self, outputs: list[Array]) -> Array:
+        """Returns the target ``[samples, dim]`` of the models' outputs."""
+        if len(outputs) != len(self.directions):
+            raise ValueError(
+                f"{len(outputs)} models have outputs, but there are "
+                f"{len(self.directions)} tasks: name one task per model"
+            )
+        powers = [
+            jax.nn.softmax(LOGIT_SCALE * unit_rows(y) @ own.T) ** self.sharpness
+            for y, own in zip(outputs, self.directions, strict=True)
+        ]
+        weights = jnp.concatenate(powers, axis=1)
+        weights = weights / weights.sum(1, keepdims=True)
+        lengths = [jnp.linalg.norm(y, axis=1, keepdims=True) for y in outputs]
+        mixed = weights @ jnp.concatenate(self.directions)
+        return mixed * sum(lengths[1:], lengths[0]) / len(lengths)
 
 
 def ensemble_target(
@@ -17,14 +91,14 @@ def ensemble_target(
     tasks: Sequence[Sequence[int]],
     *,
     sharpness: float = 8.0,
-) -> Callable[[list[Array]], Array]:
-    """Returns what the ensemble of CLIP-style models would answer, as one output.
+) -> Target:
+    """Returns a target that makes one output predict what the ensemble predicts.
 
-    Every model gives probabilities to its task's classes, softmax(100 cos) as in
-    :func:`zipjax.evaluate`. To the power of ``sharpness`` and normalised over all tasks
-    they weight the class embeddings: no labels are used, and a model that is unsure,
-    because the example is none of its task's, has no say. The target is as long as the
-    models' outputs are on average.
+    Every CLIP-style model gives probabilities to its task's classes, softmax(100 cos)
+    as in :func:`zipjax.evaluate`. Raised to the power ``sharpness`` and normalised over
+    all tasks, they weight the class embeddings. No labels are used, and a model that is
+    unsure, because the example belongs to another task, has little weight. The target
+    is as long as the models' outputs are on average.
 
     Args:
       class_embeddings: text embeddings of all classes, by label.
@@ -34,28 +108,18 @@ def ensemble_target(
     Returns:
       A target for ``zipjax.refit(..., outputs=...)``.
     """
-    directions = jnp.asarray(_unit(np.asarray(class_embeddings, np.float32)))
-    classes = [np.asarray(task) for task in tasks]
-
-    def target(outputs: list[Array]) -> Array:
-        if len(outputs) != len(classes):
-            raise ValueError(
-                f"{len(outputs)} models have outputs, but there are {len(classes)} "
-                "tasks: name one task a model"
-            )
-        powers = [
-            jax.nn.softmax(_SCALE * _unit(y) @ directions[task].T) ** sharpness
-            for y, task in zip(outputs, classes, strict=True)
-        ]
-        weights = jnp.concatenate(powers, axis=1)
-        weights = weights / weights.sum(1, keepdims=True)
-        lengths = [jnp.linalg.norm(y, axis=1, keepdims=True) for y in outputs]
-        mixed = weights @ directions[np.concatenate(classes)]
-        return mixed * sum(lengths[1:], lengths[0]) / len(lengths)
-
-    return target
+    directions = unit_rows(np.asarray(class_embeddings, np.float32))
+    own = tuple(jnp.asarray(directions[np.asarray(task)]) for task in tasks)
+    return EnsembleTarget(own, sharpness)
 
 
-def _unit(vectors: AnyArray) -> AnyArray:
-    """Returns rows of length 1; rows of zeros stay."""
-    return vectors / ((vectors**2).sum(1, keepdims=True) + 1e-12) ** 0.5
+def as_target(function: Target) -> Target:
+    """Returns a target that is a pytree, of any function of the models' rows."""
+    if jax.tree_util.all_leaves([function]):
+        return jax.tree_util.Partial(function)
+    return function
+
+
+def first_rows(rows: list[Array]) -> Array:
+    """The target of a layer that is fitted to its own model."""
+    return rows[0]

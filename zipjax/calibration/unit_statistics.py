@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.program.layers import Layer, find_layers
-from zipjax.program.program import evaluate, trace
-from zipjax.program.rows import kernel_axes, unit_axes
+from zipjax.program.program import compute_values, trace
+from zipjax.program.rows import kernel_axes, output_unit_axes
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
 
@@ -32,14 +32,14 @@ def model_statistics(
     chosen = [layers[kernel] for kernel in kernels]
     flat = jax.tree_util.tree_leaves(arrays)
     wanted = [layer.value for layer in chosen]
-    values = evaluate(program, path_leaves(params), flat, wanted)
+    values = compute_values(program, path_leaves(params), flat, wanted)
     return [layer_statistics(x, y) for x, y in zip(chosen, values, strict=True)]
 
 
 def layer_statistics(layer: Layer, y: Array) -> Statistics:
     """Returns the statistics of the value behind a layer; 0 for dead deviations."""
     y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    units = unit_axes(layer, y.ndim)
+    units = output_unit_axes(layer, y.ndim)
     samples = tuple(k for k in range(y.ndim) if k not in units)
     # From the first sample on: constants have no deviation, exactly.
     first = y[tuple(slice(None) if k in units else slice(1) for k in range(y.ndim))]

@@ -1,1 +1,1 @@
-"""Parameters of other frameworks, for the networks of ``zipjax.models``."""
+"""Conversion of other frameworks' parameters for the networks of ``zipjax.models``."""

@@ -1,4 +1,4 @@
-"""PyTorch's state dictionaries in files; PyTorch itself is needed for its own only."""
+"""State dictionaries in files; only PyTorch's own format needs PyTorch."""
 
 import contextlib
 import importlib
@@ -19,16 +19,16 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Reads a state dictionary.
 
     Args:
-      path: a file ".safetensors", ".npz", or of PyTorch: ".pt" or ".pth". The first and
-        the last need the extra ``torch``. Of a dictionary with the key "state_dict" or
-        "model" that entry is read.
+      path: a ".safetensors" or ".npz" file, or one of PyTorch's, ".pt" or ".pth". All but
+        ".npz" need the extra ``torch``. If a PyTorch file holds a dictionary with the
+        key "state_dict" or "model", that entry is read.
 
     Returns:
-      Arrays by key. Values in bfloat16, which numpy does not have, are float32.
+      Arrays by key. Values in bfloat16, which numpy lacks, become float32.
 
     Raises:
-      ValueError: if the file is of another kind or holds anything but arrays: pickled
-        objects are refused, for they could run any code.
+      ValueError: if the file is of another kind, or holds anything but arrays: pickled
+        objects are refused, since they could run any code.
       ImportError: if a package is missing, with the command that installs it.
     """
     read = _of_suffix(path, _READERS)
@@ -38,8 +38,8 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
         raise
     except Exception as error:  # Every library has its own.
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be read: it is damaged, or holds more than "
-            "tensors, which is refused, for a pickle can run any code "
+            f"{os.fspath(path)!r} cannot be read: it is damaged, or it holds more than "
+            "tensors, which is refused because a pickle can run any code "
             f"({type(error).__name__}). Save the network's state_dict() alone"
         ) from error
     return as_arrays(f"{os.fspath(path)!r}", state)
@@ -48,7 +48,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
 def save_state_dict(
     path: str | os.PathLike[str], state_dict: Mapping[str, Any]
 ) -> None:
-    """Writes a state dictionary, under a temporary name that is changed at the end.
+    """Writes a state dictionary; the file appears only once it is complete.
 
     Args:
       path: a file ".safetensors" (needs the extra ``torch``) or ".npz" that does not
@@ -56,13 +56,14 @@ def save_state_dict(
       state_dict: arrays by key.
 
     Raises:
-      ValueError: if the path exists, as nothing is overwritten, or is of another kind.
+      ValueError: if the path exists, since nothing is overwritten, or its suffix is
+        unknown.
       ImportError: if a package is missing, with the command that installs it.
     """
     write, target = _of_suffix(path, _WRITERS), Path(path).absolute()
     if target.exists():
         raise ValueError(
-            f"{str(target)!r} exists already: choose another path, or remove it first"
+            f"{str(target)!r} exists already: choose another path or remove it first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(target) as name:
@@ -78,8 +79,8 @@ def as_arrays(what: str, state_dict: Any) -> StateDict:
     """
     if not isinstance(state_dict, Mapping):
         raise ValueError(
-            f"{what} holds a {type(state_dict).__name__}, not tensors by key: pass "
-            "what a network's state_dict() returns"
+            f"{what} holds a {type(state_dict).__name__}, not tensors by key: pass the "
+            "result of a network's state_dict()"
         )
     return {key: _as_array(what, key, value) for key, value in state_dict.items()}
 
@@ -96,7 +97,7 @@ def _as_array(what: str, key: str, value: Any) -> np.ndarray:
         )
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
-    # safetensors writes the memory as it lies; this also keeps scalars scalars.
+    # safetensors writes raw memory. ascontiguousarray would make scalars vectors.
     return np.require(array, requirements="C")
 
 
@@ -110,7 +111,8 @@ def _read_npz(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    # PyTorch before 2.6 could be made to run code even so: the extra asks for 2.6.
+    # Before 2.6, PyTorch could be made to run code in spite of weights_only; the extra
+    # requires 2.6.
     state = _import("torch").load(path, map_location="cpu", weights_only=True)
     for name in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
@@ -119,14 +121,14 @@ def _read_torch(path: Path) -> Any:
 
 
 def _write_safetensors(path: Path, state: StateDict) -> None:
-    # Readers of others ask for the format of the framework.
+    # Other libraries require a framework's name.
     metadata = {"format": "pt"}
     _import("safetensors.numpy").save_file(state, path, metadata=metadata)
 
 
 def _write_npz(path: Path, state: StateDict) -> None:
     with path.open("wb") as file:
-        # The stub takes the arrays for its own options.
+        # The type stub mistakes the arrays for savez's own options.
         options: dict[str, Any] = dict(state)
         np.savez(file, **options)
 
@@ -152,7 +154,7 @@ def _of_suffix(path: str | os.PathLike[str], table: Mapping[str, Any]) -> Any:
 
 
 def _import(module: str) -> Any:
-    # By name: the type checker and the users of .npz files do without the extra.
+    # By name: neither the type checker nor users of .npz files need the extra.
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -163,6 +165,6 @@ def _import(module: str) -> Any:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """Gives the name of a file beside the target, and removes what is left of it."""
+    """Yields the name for a file next to the target; removes what is left of it."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
         yield Path(folder) / target.name

@@ -1,8 +1,8 @@
-"""What other libraries call the parameters of ``zipjax.models``: one table a network.
+"""Other libraries' names for the parameters of ``zipjax.models``, network by network.
 
-A naming is a list of rules (pattern, replacement), regular expressions that turn the
+A naming is a list of rules (pattern, replacement): regular expressions that turn the
 path of a parameter here, such as "params/layer1_0/conv1/kernel", into its key there,
-"layer1.0.conv1.weight". All rules are applied, in order; "/" becomes "." at the end.
+"layer1.0.conv1.weight". All rules are applied, in order; finally "/" becomes ".".
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Shape
 
 Rules = list[tuple[str, str]]
-Shapes = Mapping[str, Shape]
+ShapesByPath = Mapping[str, Shape]
 
 _EVERYWHERE: Rules = [
     (r"^batch_stats/(.*)/(mean|var)$", r"\1/running_\2"),
     (r"^params/", ""),
     (r"/(kernel|scale)$", "/weight"),
 ]
-# timm's: one nn.Sequential, ReLUs counted, and the last norm behind it.
+# timm's deep stem: an nn.Sequential, in which ReLUs count, followed by the last norm.
 _DEEP_STEM: Rules = [
     ("^conv1/", "conv1/0/"), ("^bn1/", "conv1/1/"),
     ("^conv2/", "conv1/3/"), ("^bn2/", "conv1/4/"),
@@ -38,11 +38,11 @@ def _nothing_flattened(model: nn.Module) -> tuple[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
-    """How to convert the networks of one class.
+class Conversion:
+    """How to convert the parameters of one class of networks.
 
     Attributes:
-      spec: ``spec(model)`` declares the paths of all parameters.
+      spec: ``spec(model)`` returns a permutation spec, which has all parameters' paths.
       namings: ``namings(model)`` returns rules by library, the usual one first.
       image: ``image(model, shapes)`` returns the shape of an input for which the model
         has parameters of these shapes, given by path and with PyTorch's order of axes.
@@ -52,12 +52,12 @@ class Architecture:
 
     spec: Callable[[Any], PermutationSpec]
     namings: Callable[[Any], Mapping[str, Rules]]
-    image: Callable[[Any, Shapes], Shape]
+    image: Callable[[Any, ShapesByPath], Shape]
     flattened: Callable[[Any], tuple[str, int]] = _nothing_flattened
 
 
 def _mlp(model: mlp.MLP) -> dict[str, Rules]:
-    """Layers of an ``nn.Sequential``, ReLUs counted, with or without a Flatten."""
+    """Returns the names of an ``nn.Sequential``, with or without a Flatten first."""
     layers = [*(f"dense_{number}" for number in range(len(model.hidden))), "head"]
 
     def numbered(first: int) -> Rules:
@@ -69,7 +69,7 @@ def _mlp(model: mlp.MLP) -> dict[str, Rules]:
 def _resnet(model: resnet.ResNet20 | resnet.ResNet) -> dict[str, Rules]:
     blocks = (r"^layer(\d+)_(\d+)/", r"layer\1/\2/")
     deep = isinstance(model, resnet.ResNet) and model.deep
-    first = 1 if deep else 0  # Of a deep one's shortcut, number 0 is the pooling.
+    first = 1 if deep else 0  # A deep network's shortcut has the pooling as number 0.
 
     def named(shortcut: str, head: str) -> Rules:
         return [
@@ -88,19 +88,19 @@ def _resnet(model: resnet.ResNet20 | resnet.ResNet) -> dict[str, Rules]:
 
 
 def _vgg(model: vgg.VGG) -> dict[str, Rules]:
-    """Convolutions, norms, ReLUs and poolings are numbered through."""
+    """Returns names in which convolutions, norms, ReLUs and poolings are numbered."""
     rules, number = [], 0
     for name, _ in model.convolutions:
         if name.endswith("_1") and name != "1_1":
-            number += 1  # The pooling before it.
+            number += 1  # The pooling before the stage.
         rules.append((f"^conv{name}/", f"features/{number}/"))
         rules.append((f"^bn{name}/", f"features/{number + 1}/"))
         number += 3 if model.batch_norm else 2
-    # A ReLU and a Dropout follow each hidden layer; a head alone has no number.
+    # Each hidden layer is followed by a ReLU and a Dropout; a lone head has no number.
     layers = [*(f"fc{k + 1}" for k in range(len(model.hidden))), "head"]
-    places = [f"/{3 * k}" for k in range(len(layers))] if model.hidden else [""]
-    for name, place in zip(layers, places, strict=True):
-        rules.append((f"^{name}/", f"classifier{place}/"))
+    numbers = [f"/{3 * k}" for k in range(len(layers))] if model.hidden else [""]
+    for name, suffix in zip(layers, numbers, strict=True):
+        rules.append((f"^{name}/", f"classifier{suffix}/"))
     return {"torchvision": rules}
 
 
@@ -124,7 +124,7 @@ def _vit(model: vit.ViT) -> dict[str, Rules]:
     return {
         "timm": timm,
         "torchvision": [*torchvision, ("/fc1/", "/0/"), ("/fc2/", "/3/")],
-        # The files to download have kept the names of before.
+        # The files to download still have the former names.
         "torchvision 0.12": [*torchvision, (r"/fc([12])/", r"/linear_\1/")],
     }
 
@@ -142,7 +142,7 @@ def _swin(model: swin.Swin) -> dict[str, Rules]:
             (r"^downsample_(\d+)/", r"layers/\1/downsample/"),
             ("^head/", "head/fc/"),
         ],
-        # The authors' own, and timm's before 0.9: a stage ends with the merging.
+        # Those of the authors and of timm before 0.9: a stage ends with the merging.
         "microsoft": [
             *common,
             *((f"^downsample_{k}/", f"layers/{k - 1}/downsample/") for k in later),
@@ -158,27 +158,29 @@ def _swin(model: swin.Swin) -> dict[str, Rules]:
     }
 
 
-def _mlp_image(model: mlp.MLP, shapes: Shapes) -> Shape:
+def _mlp_image(model: mlp.MLP, shapes: ShapesByPath) -> Shape:
     return (_channels(shapes, "dense_0" if model.hidden else "head"),)
 
 
-def _resnet_image(model: resnet.ResNet20 | resnet.ResNet, shapes: Shapes) -> Shape:
+def _resnet_image(
+    model: resnet.ResNet20 | resnet.ResNet, shapes: ShapesByPath
+) -> Shape:
     return (8, 8, _channels(shapes, "conv1"))
 
 
-def _vgg_image(model: vgg.VGG, shapes: Shapes) -> Shape:
+def _vgg_image(model: vgg.VGG, shapes: ShapesByPath) -> Shape:
     side = 2 ** len(model.stages)
     return (side, side, _channels(shapes, "conv1_1"))
 
 
-def _vit_image(model: vit.ViT, shapes: Shapes) -> Shape:
-    # All patches in one row: their number is all that matters.
+def _vit_image(model: vit.ViT, shapes: ShapesByPath) -> Shape:
+    # All patches in one row, since only their number matters.
     patches = max(shapes["params/pos_embed"][1] - model.class_token, 1)
     return (model.patch, patches * model.patch, _channels(shapes, "patch_embed"))
 
 
-def _swin_image(model: swin.Swin, shapes: Shapes) -> Shape:
-    """The windows of small images are smaller, those of the last stage first."""
+def _swin_image(model: swin.Swin, shapes: ShapesByPath) -> Shape:
+    """Returns the smallest image that gives the last stage's windows their size."""
     last = len(model.depths) - 1
     rows = shapes[f"params/layers_{last}_0/attn/relative_position_bias_table"][0]
     window = min((math.isqrt(rows) + 1) // 2, model.window)
@@ -186,7 +188,7 @@ def _swin_image(model: swin.Swin, shapes: Shapes) -> Shape:
     return (side, side, _channels(shapes, "patch_embed"))
 
 
-def _channels(shapes: Shapes, layer: str) -> int:
+def _channels(shapes: ShapesByPath, layer: str) -> int:
     return shapes[f"params/{layer}/kernel"][1]
 
 
@@ -194,18 +196,18 @@ def _vgg_flattened(model: vgg.VGG) -> tuple[str, int]:
     return f"params/{'fc1' if model.hidden else 'head'}/kernel", model.pool
 
 
-_ARCHITECTURES: dict[type[nn.Module], Architecture] = {
-    mlp.MLP: Architecture(mlp.spec, _mlp, _mlp_image),
-    resnet.ResNet20: Architecture(resnet.spec, _resnet, _resnet_image),
-    resnet.ResNet: Architecture(resnet.spec, _resnet, _resnet_image),
-    vgg.VGG: Architecture(vgg.spec, _vgg, _vgg_image, _vgg_flattened),
-    vit.ViT: Architecture(vit.spec, _vit, _vit_image),
-    swin.Swin: Architecture(swin.spec, _swin, _swin_image),
+_CONVERSIONS: dict[type[nn.Module], Conversion] = {
+    mlp.MLP: Conversion(mlp.spec, _mlp, _mlp_image),
+    resnet.ResNet20: Conversion(resnet.spec, _resnet, _resnet_image),
+    resnet.ResNet: Conversion(resnet.spec, _resnet, _resnet_image),
+    vgg.VGG: Conversion(vgg.spec, _vgg, _vgg_image, _vgg_flattened),
+    vit.ViT: Conversion(vit.spec, _vit, _vit_image),
+    swin.Swin: Conversion(swin.spec, _swin, _swin_image),
 }
 
 
 def keys(rules: Rules, paths: Iterable[str]) -> dict[str, str]:
-    """Returns the key of every path."""
+    """Returns the key of every path, made by the rules of a naming."""
 
     def key(path: str) -> str:
         for pattern, replacement in [*_EVERYWHERE, *rules]:
@@ -215,16 +217,16 @@ def keys(rules: Rules, paths: Iterable[str]) -> dict[str, str]:
     return {path: key(path) for path in paths}
 
 
-def architecture(model: nn.Module) -> Architecture:
-    """Returns how to convert a model.
+def conversion(model: nn.Module) -> Conversion:
+    """Returns how to convert a model's parameters.
 
     Raises:
-      ValueError: if it is of no known class.
+      ValueError: if the model's class is unknown.
     """
-    for known, found in _ARCHITECTURES.items():
+    for known, found in _CONVERSIONS.items():
         if isinstance(model, known):
             return found
-    names = ", ".join(known.__name__ for known in _ARCHITECTURES)
+    names = ", ".join(known.__name__ for known in _CONVERSIONS)
     raise ValueError(
         f"no names are known for a {type(model).__name__}: pass a network of "
         f"zipjax.models ({names}), or convert the parameters by hand"

@@ -4,8 +4,8 @@
     variables = to_flax(zipjax.models.resnet.resnet50(), state)
 
 The library that a state dictionary comes from (torchvision, timm, ZipIt!'s code, ...)
-is found out from its keys. Images stay NHWC here: kernels are transposed, and the first
-Dense kernel behind a flatten gets its inputs in the order (height, width, channel).
+is recognised by its keys. Images stay NHWC here: kernels are transposed, and the first
+Dense kernel after a flatten gets its inputs in the order (height, width, channel).
 """
 
 import re
@@ -22,42 +22,42 @@ from zipjax.interop.files import (
     load_state_dict,
     save_state_dict,
 )
-from zipjax.interop.names import Architecture, Rules, Shapes, architecture, keys
+from zipjax.interop.names import Conversion, Rules, ShapesByPath, conversion, keys
 from zipjax.trees import check_same_keys, from_leaves, path_leaves
 from zipjax.types import PyTree, Shape
 
 __all__ = ["from_flax", "load_state_dict", "save_state_dict", "to_flax"]
 
-# What PyTorch keeps beside parameters and statistics: it follows from the model.
+# Buffers other than statistics; they follow from the model's hyper-parameters.
 _BUFFERS = re.compile(r"(^|\.)(num_batches_tracked|relative_position_index|attn_mask)$")
 
 
 def to_flax(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts a state dictionary into the variables of a model.
+    """Returns a state dictionary as the variables of a model.
 
     Args:
-      model: a network of ``zipjax.models``, with the hyper-parameters of the other.
-      state_dict: arrays or PyTorch's tensors by key. An MLP's inputs are flat: should
-        it have been trained on images of several channels, flatten them in that order.
+      model: a network of ``zipjax.models``, with the same hyper-parameters.
+      state_dict: arrays or PyTorch's tensors by key. An MLP takes flat inputs: flatten
+        images in the order (channel, height, width) if PyTorch did so in training.
 
     Returns:
       Variables for ``model.apply``, as numpy arrays of the model's dtypes (float32).
 
     Raises:
-      ValueError: if keys are missing or unknown, with the difference to the names of
-        the nearest library, or if a shape differs, with the key and both shapes.
+      ValueError: if keys are missing or unknown, listing them for the library whose
+        names are the nearest, or if a shape differs, with the key and both shapes.
     """
-    how = architecture(model)
+    how = conversion(model)
     state = as_arrays("the state dictionary", state_dict)
     found = {key: array for key, array in state.items() if not _BUFFERS.search(key)}
-    axes = how.spec(model).entries
-    names = _nearest(how.namings(model), axes, found)
+    entries = how.spec(model).entries
+    names = _nearest(how.namings(model), entries, found)
     arrays = {path: found[key] for path, key in names.items()}
-    for path, entries in axes.items():
-        _check_rank(names[path], arrays[path], len(entries))
+    for path, row in entries.items():
+        _check_rank(names[path], arrays[path], len(row))
     expected = _expected(how, model, {p: array.shape for p, array in arrays.items()})
     like, leaves = path_leaves(expected), {}
-    for path in axes:
+    for path in entries:
         leaf = like[path]
         shape = tuple(leaf.shape[axis] for axis in _axes(path, leaf.ndim))
         _check_shape(names[path], path, arrays[path].shape, shape)
@@ -69,36 +69,36 @@ def to_flax(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def from_flax(
     model: nn.Module, variables: PyTree, *, naming: str | None = None
 ) -> StateDict:
-    """Converts variables of a model into a state dictionary.
+    """Returns the variables of a model as a state dictionary.
 
     Args:
       model: a network of ``zipjax.models``.
       variables: its variables, or those of a merged network, whose widths may differ.
-      naming: the library whose names to give, such as "timm" or "torchvision"; by
-        default the one that the network was written after.
+      naming: the library whose names to use, such as "timm" or "torchvision"; by
+        default the library that the network follows.
 
     Returns:
-      Arrays by key. BatchNorm's count of batches is 0. The buffers of Swin are left
-      out, as they follow from its shape: where a library stores them, load with
-      ``strict=False``.
+      Arrays by key. BatchNorm's count of batches is 0. Swin's buffers are left out,
+      since they follow from its shape: load with ``strict=False`` if the library stores
+      them.
 
     Raises:
-      ValueError: if the naming is unknown or the variables are those of another model.
+      ValueError: if the naming is unknown, or the variables are another model's.
     """
-    how = architecture(model)
-    axes, leaves = how.spec(model).entries, path_leaves(variables)
+    how = conversion(model)
+    entries, leaves = how.spec(model).entries, path_leaves(variables)
     check_same_keys(
-        f"these are no variables of {type(model).__name__}",
-        axes,
+        f"these are not the variables of a {type(model).__name__}",
+        entries,
         leaves,
-        "Pass all collections (params, batch_stats), and the model with them.",
+        "Pass all collections (params, batch_stats), and the model that they belong to.",
     )
     arrays = as_arrays("the variables", leaves)
     state: StateDict = {}
-    for path, key in keys(_chosen(how.namings(model), naming), axes).items():
-        _check_rank(path, arrays[path], len(axes[path]))
+    for path, key in keys(_chosen(how.namings(model), naming), entries).items():
+        _check_rank(path, arrays[path], len(entries[path]))
         array = _to_torch(path, arrays[path], *how.flattened(model))
-        # A copy: PyTorch warns of arrays that are read-only, as JAX's are.
+        # A copy, because PyTorch warns about read-only arrays such as JAX's.
         state[key] = np.array(array, order="C")
         module, _, name = key.rpartition(".")
         if name == "running_var":
@@ -109,12 +109,12 @@ def from_flax(
 def _nearest(
     namings: Mapping[str, Rules], paths: Iterable[str], found: Iterable[str]
 ) -> dict[str, str]:
-    """Returns the key of every path in the naming that has most keys in common."""
+    """Returns the key of every path, in the naming with the most keys in common."""
     candidates = {name: keys(rules, paths) for name, rules in namings.items()}
     known = set(found)
     name = max(candidates, key=lambda name: len(known & set(candidates[name].values())))
     check_same_keys(
-        f"the state dictionary is of another network; nearest are the names of {name}",
+        f"the state dictionary is not this network's; nearest are the names of {name}",
         candidates[name].values(),
         known,
         "Pass the model with the hyper-parameters of the network.",
@@ -126,27 +126,25 @@ def _chosen(namings: Mapping[str, Rules], naming: str | None) -> Rules:
     name = next(iter(namings)) if naming is None else naming
     if name not in namings:
         known = ", ".join(map(repr, namings))
-        raise ValueError(
-            f"there is no naming {name!r} of this model: choose of {known}"
-        )
+        raise ValueError(f"this model has no naming {name!r}: choose one of {known}")
     return namings[name]
 
 
-def _expected(how: Architecture, model: nn.Module, shapes: Shapes) -> PyTree:
-    """Returns the variables' shapes, for images as they must have been."""
+def _expected(how: Conversion, model: nn.Module, shapes: ShapesByPath) -> PyTree:
+    """Returns the variables' shapes, for the images that the network must have read."""
     image = jax.ShapeDtypeStruct((1, *how.image(model, shapes)), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 def _axes(path: str, rank: int) -> tuple[int, ...]:
-    """Returns which axis of ours each of PyTorch's is."""
+    """Returns, for each of PyTorch's axes, the number of the axis here."""
     if path.endswith("/kernel"):
         return (3, 2, 0, 1) if rank == 4 else (1, 0)
     return tuple(range(rank))
 
 
 def _to_torch(path: str, leaf: np.ndarray, flattened: str, side: int) -> np.ndarray:
-    """Reorders axes; what reads a flattened image, reads it channel by channel."""
+    """Returns an array in PyTorch's order, in which images are flattened by channels."""
     if path == flattened:
         image = leaf.reshape(side, side, -1, leaf.shape[1])
         return image.transpose(3, 2, 0, 1).reshape(leaf.shape[1], -1)

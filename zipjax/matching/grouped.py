@@ -1,7 +1,7 @@
-"""Matching perms that are nested in others: attention heads, GroupNorm's groups.
+"""Matching perms that are nested in others, such as the features of attention heads.
 
 The units of a group stay together: groups are matched with groups, one to one, and
-units with units of the matched groups (MuDSC, section 3.3).
+units with units of the matched groups (MuDSC, Section 3.3).
 """
 
 import dataclasses
@@ -36,11 +36,12 @@ class Nest:
     Attributes:
       name: the perm's name.
       size: number of units (of one group, if nested), n.
-      similarity: ``[N*P*n, N*P*n]``, P being the product of the sizes of all that
-        encloses the perm; unit (model, *enclosing, unit) in row-major order. None:
-        the perm has no similarity of its own, which counts as 0.
-      children: the perms of which every unit of this one holds a group.
-      num_units: the merged width, if it is another than ``size``.
+      similarity: ``[N*P*n, N*P*n]``, where P is the number of groups of each model: the
+        product of the sizes of all that encloses the perm. Units are numbered (model,
+        *enclosing, unit) in row-major order. None for a perm that has no similarity of
+        its own, which counts as 0.
+      children: the perms nested in this one: every unit holds a group of theirs.
+      num_units: the merged width, if it differs from ``size``.
     """
 
     name: str
@@ -58,26 +59,28 @@ def match_nest(
     group_matcher: Matcher = match_align,
     indices: tuple[int, ...] = (),
 ) -> dict[str, _Assignments]:
-    """Match perms from the outermost inwards, all children by one match of groups.
+    """Returns the assignments of a perm and of all perms nested in it.
 
-    The similarity of two groups is their own plus, for every child, that of their
-    units in the best one-to-one matching, which is found the same way for children
-    that hold groups themselves. So ``match_align`` at all levels finds the alignment
-    of each model with model 0 that has the largest sum of the similarities of matched
-    units and groups (MuDSC, Eq. 1), exactly.
+    Perms are matched from the outermost inwards; all children of a perm share its match
+    of groups. The similarity of two groups is their own plus, for every child, the sum
+    of the similarities of the groups' units under their best one-to-one matching, which
+    is found in the same way for children that hold groups themselves. With
+    ``match_align`` at all levels the result is exactly the alignment of each model with
+    model 0 that has the largest sum of the similarities of matched units and groups
+    (MuDSC, Eq. 1).
 
     Args:
       nest: the outermost perm.
       num_models: number of models, N.
       matcher: matches the perms without children: ``matcher(similarity, N)``.
-      group_matcher: matches the perms with children, which must be one to one.
-      indices: sizes of what encloses the outermost perm and is not permuted, such as
-        scanned layers: every element is matched on its own.
+      group_matcher: matches the perms with children, one to one.
+      indices: sizes of the axes that enclose the outermost perm and are not permuted,
+        such as scanned layers: every element is matched on its own.
 
     Returns:
-      ``{name: assignments}``. The outermost perm's are ``[*indices, N*n]``, a nested
-      one's ``[*indices, *enclosing, N*n]``: the assignment of the units of those N
-      groups that were matched to that merged group.
+      ``{name: assignments}``: ``[*indices, N*n]`` for the outermost perm, and
+      ``[*indices, *enclosing, N*n]`` for a nested one: for each merged group, the
+      assignment of the units of the N groups that it consists of.
 
     Raises:
       ValueError: if a similarity is not a square, finite matrix of the size that
@@ -109,12 +112,20 @@ def match_grouped_align(
     num_groups: int,
     reference: Reference = "first",
 ) -> Int64[np.ndarray, " units"]:
-    """Align groups and the units in them: MuDSC's group alignment (section 3.3).
+    """Returns an alignment of groups and of their units (MuDSC, Section 3.3).
 
-    Every pair of groups is aligned, then groups are by the sums of the similarities
-    of their aligned units. With ``"first"`` every model's alignment with model 0 is
-    then the best of all that keep groups whole. With ``"all"`` groups are aligned on
-    the sums of each two of them, which is an upper bound for more than two models.
+    The units of every pair of groups are aligned; then the groups are, with the sums of
+    the similarities of their aligned units as similarity. With ``"first"`` the result
+    is thus every model's best alignment with model 0 that keeps groups whole. With
+    ``"all"`` these sums, taken pair by pair, are upper bounds for more than two models.
+
+    For example, with two models of two groups of two units, where the groups of the
+    second model come in the other order:
+
+    >>> order = [2, 3, 0, 1]
+    >>> similarity = np.block([[np.eye(4)[:, order]] * 2] * 2)
+    >>> match_grouped_align(similarity, 2, num_groups=2).tolist()
+    [0, 1, 2, 3, 2, 3, 0, 1]
 
     Args:
       similarity: ``[N*G*n, N*G*n]``, unit u of group g of model i at ``(i*G+g)*n+u``;
@@ -125,12 +136,12 @@ def match_grouped_align(
         for units.
 
     Returns:
-      The assignment ``[N*G*n]``, numbered group by group: unit k of model 0 goes to
-      merged unit k.
+      The assignment ``[N*G*n]``, numbered group by group: merged unit k holds unit k of
+      model 0.
 
     Raises:
-      ValueError: as :func:`match_align`, or if G groups cannot share a model's units
-        equally.
+      ValueError: as :func:`match_align`, or if G does not divide the number of a
+        model's units.
     """
     align = functools.partial(match_align, reference=reference)
     return _match_grouped(similarity, num_models, num_groups, align, align)
@@ -145,27 +156,27 @@ def match_grouped_zip(
     beta: float = 1.0,
     reference: Reference = "first",
 ) -> Int64[np.ndarray, " units"]:
-    """Zip the units of aligned groups: MuDSC's group zip (section 3.3).
+    """Returns a zip of the units of aligned groups (MuDSC, Section 3.3).
 
-    Groups are matched as in :func:`match_grouped_align`, and the units of those that
-    were matched to one another are zipped by :func:`match_zip`.
+    Groups are aligned as in :func:`match_grouped_align`, and the units of groups that
+    are matched to one another are zipped by :func:`match_zip`.
 
     Args:
       similarity: ``[N*G*n, N*G*n]``, unit u of group g of model i at ``(i*G+g)*n+u``;
         symmetric.
       num_models: number of models, N.
       num_groups: number of groups of each model, G.
-      alpha: in ``[0, 1]``, how readily a merged unit is matched again.
-      beta: in ``[0, 1]``, the within-model budget, of every merged group.
+      alpha: in ``[0, 1]``, how readily a merged unit is merged again.
+      beta: in ``[0, 1]``, the within-model budget of every merged group.
       reference: ``"first"`` or ``"all"``, as in :func:`match_align`, for groups.
 
     Returns:
       The assignment ``[N*G*n]``, numbered group by group: merged unit ``g*n + k`` is
-      merged unit k of the group of model 0's group g.
+      merged unit k of the merged group that holds model 0's group g.
 
     Raises:
-      ValueError: as :func:`match_zip`, or if G groups cannot share a model's units
-        equally.
+      ValueError: as :func:`match_zip`, or if G does not divide the number of a model's
+        units.
     """
     return _match_grouped(
         similarity,
@@ -183,13 +194,13 @@ def _match_grouped(
     matcher: Matcher,
     group_matcher: Matcher,
 ) -> Int64[np.ndarray, " units"]:
-    """Match one perm nested in another and flatten both assignments into one."""
+    """Returns the match of one perm nested in another as a single assignment."""
     matrix, total = check_similarity(similarity, num_models)
     groups = operator.index(num_groups)
     if groups < 1 or total % groups:
         raise ValueError(
-            f"num_groups={num_groups}, but every model has {total} units, which that "
-            "many groups cannot share equally: pass a divisor of it"
+            f"num_groups={num_groups}, but every model has {total} units, which do not "
+            "divide into that many groups: pass a divisor of their number"
         )
     size = total // groups
     nest = Nest("groups", groups, None, (Nest("units", size, matrix),))
@@ -203,7 +214,7 @@ def _match_grouped(
 def _match(
     nest: Nest, num_models: int, matcher: Matcher, group_matcher: Matcher
 ) -> dict[str, _Assignments]:
-    """Match a perm that nothing encloses, then what is nested in each merged unit."""
+    """Returns the match of a perm without groups and of all that is nested in it."""
     similarity = _similarity(nest, num_models)
     if similarity is None:
         similarity = np.zeros((num_models * nest.size,) * 2)
@@ -227,20 +238,20 @@ def _match(
 def _one_to_one(
     nest: Nest, assignment: Int64[np.ndarray, " units"], num_models: int
 ) -> Int64[np.ndarray, "merged models"]:
-    """Return which unit of each model went to every merged unit."""
+    """Returns the unit of each model in every merged unit."""
     merged = assignment.reshape(num_models, nest.size)
     units = np.argsort(merged, axis=1)
     if (np.sort(merged, axis=1) != np.arange(nest.size)).any():
         raise ValueError(
             f"group_matcher sent the {nest.size} units of perm {nest.name!r} to the "
-            f"merged units {merged.tolist()} (a row a model), but units that hold "
+            f"merged units {merged.tolist()} (one row per model), but units that hold "
             "groups must be matched one to one: pass match_align or match_identity"
         )
     return units.T
 
 
 def _similarity(nest: Nest, num_models: int) -> _Matrix | None:
-    """A perm's own similarity plus that of the best matches of what is nested in it."""
+    """Returns a perm's own similarity plus that of its children's best matches."""
     parts = [] if nest.similarity is None else [nest.similarity]
     for child in nest.children:
         similarity = _similarity(child, num_models)
@@ -252,10 +263,10 @@ def _similarity(nest: Nest, num_models: int) -> _Matrix | None:
 def _best_totals(
     similarity: _Matrix, num_models: int, size: int
 ) -> Float64[np.ndarray, "groups groups"]:
-    """Sum of the similarities of the best matched units, for every pair of groups.
+    """Returns every pair of groups' sum of similarities of their best matched units.
 
-    As in :func:`match_align` the rows of one model are read against the columns of
-    later ones. Groups of one model are never matched and count 0.
+    As in :func:`match_align`, rows belong to the earlier model of a pair and columns to
+    the later. Groups of one model are never matched with one another and get 0.
     """
     groups = len(similarity) // size
     blocks = similarity.reshape(groups, size, groups, size).swapaxes(1, 2)
@@ -270,10 +281,10 @@ def _best_totals(
 
 
 def _restrict(nest: Nest, choice: _Choice, enclosing: int) -> Nest:
-    """Keep the units that lie in one chosen group of each model.
+    """Returns a nest with the units of one chosen group of each model only.
 
     Args:
-      nest: a perm in groups.
+      nest: a perm nested in groups.
       choice: ``[N]``, the group of each model.
       enclosing: number of groups of a model that enclose the perm.
     """
@@ -293,9 +304,11 @@ def _stack(
 
 
 def _check_sizes(nest: Nest, indices: tuple[int, ...]) -> None:
-    """Raise ValueError on sizes below 1 and on names that occur twice."""
+    """Checks that all sizes are at least 1 and that every name occurs once."""
     if min(indices, default=1) < 1:
-        raise ValueError(f"indices={indices}, but every size must be at least 1")
+        raise ValueError(
+            f"indices={indices}, but sizes must be at least 1: leave out empty axes"
+        )
     names: set[str] = set()
     waiting = [nest]
     while waiting:
@@ -307,14 +320,14 @@ def _check_sizes(nest: Nest, indices: tuple[int, ...]) -> None:
         if perm.name in names:
             raise ValueError(
                 f"perm {perm.name!r} occurs twice in the nest {nest.name!r}: give "
-                "every perm a name of its own"
+                "every perm its own name"
             )
         names.add(perm.name)
         waiting.extend(perm.children)
 
 
 def _checked(nest: Nest, num_models: int, enclosing: int) -> Nest:
-    """Return the nest with its similarities checked, and as float64."""
+    """Returns the nest with its similarities as float64, after checking them."""
     matrix = nest.similarity
     if matrix is not None:
         name = f"similarity of perm {nest.name!r}"

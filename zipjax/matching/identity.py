@@ -10,10 +10,13 @@ from zipjax.matching.inputs import check_similarity
 def match_identity(
     similarity: ArrayLike, num_models: int
 ) -> Int64[np.ndarray, " units"]:
-    """Send unit k of every model to merged unit k.
+    """Returns the assignment of unit k of every model to merged unit k.
+
+    >>> match_identity(np.zeros((6, 6)), 2).tolist()
+    [0, 1, 2, 0, 1, 2]
 
     Args:
-      similarity: ``[N*n, N*n]``; its values do not matter.
+      similarity: ``[N*n, N*n]``; only its size matters.
       num_models: number of models, N.
 
     Returns:

@@ -8,13 +8,13 @@ from numpy.typing import ArrayLike
 
 # Float32 sums taken in two orders differ by far less; a one-sided matrix by far more.
 _SYMMETRY_TOLERANCE = 1e-4
-# Entries of a row that a transposition should hold in the cache.
+# Side of the tiles that are transposed one at a time, so that they fit into the cache.
 _TILE = 128
 _PADDING = 8
 
 
 def check_num_models(size: int, num_models: int) -> int:
-    """Return the number of units of each model.
+    """Returns the number of units of each model.
 
     Args:
       size: number of units of all models together.
@@ -24,8 +24,8 @@ def check_num_models(size: int, num_models: int) -> int:
       ``n = size / num_models``.
 
     Raises:
-      ValueError: if there are fewer than two models, no units, or units that N models
-        cannot share equally.
+      ValueError: if there are fewer than two models or no units, or if N does not
+        divide the number of units.
     """
     if num_models < 2:
         raise ValueError(
@@ -44,16 +44,15 @@ def check_num_models(size: int, num_models: int) -> int:
 def check_similarity(
     similarity: ArrayLike, num_models: int, name: str = "similarity"
 ) -> tuple[Float64[np.ndarray, "units units"], int]:
-    """Return the similarity as float64 and the number of units of each model.
+    """Returns the similarity as float64 and the number of units of each model.
 
     Args:
       similarity: ``[N*n, N*n]``.
       num_models: number of models, N.
-      name: what the error calls it.
+      name: the similarity's name in error messages.
 
     Returns:
-      The matrix (the caller's own array if it was float64: not to be written to) and
-      ``n``.
+      The matrix and ``n``. The matrix may be the caller's array: do not write to it.
 
     Raises:
       ValueError: if it is not a square matrix of finite real numbers with the same
@@ -84,7 +83,7 @@ def check_similarity(
 def symmetric_copy(
     matrix: Float64[np.ndarray, "units units"],
 ) -> Float64[np.ndarray, "units units"]:
-    """Return a copy that is symmetric to the last bit, to be written to.
+    """Returns a copy that is symmetric to the last bit and may be written to.
 
     Args:
       matrix: ``[N*n, N*n]``, symmetric up to rounding.
@@ -96,7 +95,7 @@ def symmetric_copy(
       ValueError: if it is not symmetric up to rounding.
     """
     size = len(matrix)
-    # Rows a power of two apart share cache lines: columns would be slow to write to.
+    # Padded: writing to columns is slow if rows are a power of two apart in memory.
     copy = np.empty((size, size + _PADDING))[:, :size]
     gap = 0.0
     for i in range(0, size, _TILE):
@@ -118,18 +117,18 @@ def symmetric_copy(
 
 
 def check_fraction(name: str, value: float) -> float:
-    """Return a setting that must lie between 0 and 1.
+    """Returns a setting, after checking that it is between 0 and 1.
 
     Args:
-      name: what the error calls it.
+      name: the setting's name in error messages.
       value: the setting.
 
     Returns:
       The setting as a float.
 
     Raises:
-      ValueError: if it lies outside ``[0, 1]`` or is NaN.
+      ValueError: if it is outside ``[0, 1]`` or NaN.
     """
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}={value}, but it must lie in [0, 1]: pass a fraction")
+        raise ValueError(f"{name}={value}, but it must be in [0, 1]: pass a fraction")
     return float(value)

@@ -1,12 +1,13 @@
 """Which units a zip may merge so that its width stays within reach.
 
 A rule sees *kinds* of units, not units. A kind is a bit set of models: the units of
-model m start as kind ``1 << m``, and the rule says which kind a merged unit has. Kind 0
-takes part in no further merge.
+model m start as kind ``1 << m``, and the rule decides the kind of a merged unit. Units
+of kind 0 are merged no further.
 
-Each rule upholds: while the width is above its target, some pair of kinds is admitted
-of which two units are there; and a pair of kinds that is refused is refused for good,
-unless a rule says otherwise. So a zip that asks before each merge has no dead end.
+Each rule guarantees two things. While the width is above its target, it admits some
+pair of kinds for which two units are left; and, unless its docstring says otherwise, it
+never admits a pair that it has refused. So a zip that asks before each merge never
+reaches a dead end.
 """
 
 import itertools
@@ -16,34 +17,34 @@ from typing import Protocol, runtime_checkable
 
 Kind = int
 Slot = frozenset[Kind]
-"""The kinds, no two of which share a model, that are to end up in one merged unit."""
+"""Kinds that will end up in one merged unit; no two of them share a model."""
 
-# A failed search is paid once for a pair of kinds, of which there are up to 3^N / 2.
+# Bounds the cost of a search that fails: one per pair of kinds, up to 3^N / 2 of them.
 _MOST_TRIALS = 500
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """What a zip asks before and tells after each merge."""
+    """Decides which units may be merged, and keeps track of the merges."""
 
     def admits(self, a: Kind, b: Kind) -> bool:
-        """Whether a unit of kind ``a`` may be merged with one of kind ``b``."""
+        """Returns whether units of the kinds ``a`` and ``b`` may be merged."""
         ...
 
     def merge(self, a: Kind, b: Kind) -> Kind:
-        """Take note of an admitted merge; returns the kind of the merged unit."""
+        """Records an admitted merge; returns the kind of the merged unit."""
         ...
 
 
 class LabelBudget:
-    """Repeated matches with a budget above 0: the rule of ZipIt!'s reference.
+    """Repeated merges with a budget above 0: the rule of ZipIt!'s reference code.
 
-    A merged unit keeps the kind (the *label*) of its first unit. Merging two units of
-    one label costs one unit of that label's budget B; labels that differ merge freely.
+    A merged unit keeps the kind (the *label*) of its first unit. Merging two units with
+    one label costs 1 of that label's budget B; units with different labels are free.
 
-    No look-ahead is needed: while two labels are left they can be merged, and after
-    that only model 0's label is left, of which there are ``n`` less the merges paid
-    for. So every width from ``max(1, n - B)`` on is reached, whatever the order.
+    No look-ahead is needed: while two labels are left, units of both can be merged.
+    Afterwards only model 0's label is left, with ``n`` units less the merges that were
+    paid for. So every width from ``max(1, n - B)`` up is reached, in whatever order.
 
     Attributes:
       budget: merges left for each label.
@@ -53,22 +54,22 @@ class LabelBudget:
         self.budget = dict.fromkeys(kinds, budget)
 
     def admits(self, a: Kind, b: Kind) -> bool:
-        """Whether the labels differ or their budget is not spent."""
+        """Returns whether the labels differ or their budget is not yet spent."""
         return a != b or self.budget[a] > 0
 
     def merge(self, a: Kind, b: Kind) -> Kind:
-        """Pay for a merge within a label; returns the label of the first unit."""
+        """Pays for a merge within a label; returns the label of the first unit."""
         if a == b:
             self.budget[a] -= 1
         return a
 
 
 class SinglePairs:
-    """No repeated matches (alpha = 0): merged units are pairs.
+    """No repeated merges (alpha = 0): merged units are pairs.
 
     Two kinds are admitted if, after that merge, :func:`most_pairs` is still at least
-    the number of merges needed. Refusal is for good: if the rest could be paired up
-    after a merge refused before, so it could have been then.
+    the number of merges needed. A refusal is final: if after a later merge the rest
+    could be paired up, it could have been before.
 
     Attributes:
       singles: units of each model that are not merged yet.
@@ -82,7 +83,7 @@ class SinglePairs:
         self.needed = needed
 
     def admits(self, a: Kind, b: Kind) -> bool:
-        """Whether enough pairs are left once these two are merged."""
+        """Returns whether enough pairs would be left after merging these two."""
         singles, budget = Counter(self.singles), Counter(self.budget)
         singles.subtract((a, b))
         if a == b:
@@ -91,7 +92,7 @@ class SinglePairs:
         return possible and most_pairs(singles, budget) >= self.needed - 1
 
     def merge(self, a: Kind, b: Kind) -> Kind:
-        """Take both units out of play."""
+        """Removes both units from the game; returns kind 0."""
         for kind in (a, b):
             self.singles[kind] -= 1
         if a == b:
@@ -101,10 +102,11 @@ class SinglePairs:
 
 
 def most_pairs(singles: Mapping[Kind, int], budget: Mapping[Kind, int]) -> int:
-    """Return the largest number of pairs that single units can form.
+    """Returns the largest number of pairs that single units can form.
 
-    If no model has more than half of the units they can all be paired across models.
-    If one has, the others are all paired with it and its rest within its budget.
+    If no model has more than half of the units, all can be paired across models (but
+    for one if their number is odd). If one model has more, all other units are paired
+    with its units, and the rest of these among themselves as far as the budget allows.
 
     Args:
       singles: units of each model.
@@ -123,19 +125,21 @@ def most_pairs(singles: Mapping[Kind, int], budget: Mapping[Kind, int]) -> int:
 
 
 class AcrossModels:
-    """Repeated matches with a budget of 0: no two units of a model in one merged unit.
+    """Repeated merges with a budget of 0: no merged unit holds two of a model's units.
 
-    Kinds are the sets of models merged so far. With three models or more, merging any
-    two disjoint kinds may lead to a dead end: ``{0, 1}``, ``{0, 2}`` and ``{1, 2}``
-    need a merged unit each. So the rule keeps a *witness*: a way to put all present
-    units in as many slots as there are to be merged units, with disjoint kinds in each.
-    Two kinds are admitted if they share a slot of the witness or can be brought
-    together by exchanges between slots. That search is bounded and may miss a way, so
-    that it may admit later what it refused; but it never admits a pair wrongly, and
-    while the width is above its target some slot holds two kinds, which it admits.
+    A kind is the set of models merged so far. With three models or more, merging just
+    any two disjoint kinds may lead to a dead end: no two of ``{0, 1}``, ``{0, 2}`` and
+    ``{1, 2}`` can be merged further. So the rule keeps a *witness*: a way to distribute
+    all present units over slots, one per unit of the target width, such that the kinds
+    in each slot are disjoint. Two kinds are admitted if they share a slot of the
+    witness or can be brought into one by exchanges between slots.
+
+    That search is bounded and may miss a way, so the rule may later admit a pair that
+    it has refused. But it never admits a pair wrongly, and while the width is above its
+    target some slot holds two kinds, which it admits.
 
     Attributes:
-      slots: the witness, with the number of slots of each content.
+      slots: the witness: the number of slots with each content.
     """
 
     def __init__(self, kinds: list[Kind], units: int, width: int):
@@ -144,11 +148,11 @@ class AcrossModels:
         self.slots = +self.slots
 
     def admits(self, a: Kind, b: Kind) -> bool:
-        """Whether the witness can be changed to hold both kinds in one slot."""
+        """Returns whether the witness can be changed to hold both kinds in one slot."""
         return self._together(a, b) is not None
 
     def merge(self, a: Kind, b: Kind) -> Kind:
-        """Change the witness to hold both kinds in one slot and merge them there."""
+        """Changes the witness to hold both kinds in one slot and merges them there."""
         change = self._together(a, b)
         if change is None:
             raise RuntimeError(f"kinds {a} and {b} were merged without being admitted")
@@ -160,7 +164,7 @@ class AcrossModels:
         return a | b
 
     def _together(self, a: Kind, b: Kind) -> tuple[list[Slot], list[Slot]] | None:
-        """Slots to exchange and what becomes of them, the one with a and b first."""
+        """Returns slots to replace and their replacements, that with a and b first."""
         if a & b:
             return None
         for slot in self.slots:
@@ -173,7 +177,7 @@ class AcrossModels:
         return None
 
     def _exchanges(self, a: Kind, b: Kind) -> Iterator[tuple[list[Slot], list[Slot]]]:
-        """Bring b to a slot of a; else both to a third slot, one after the other."""
+        """Yields exchanges: b to a slot of a; then both of them to a third slot."""
         with_a = [slot for slot in self.slots if a in slot]
         with_b = [slot for slot in self.slots if b in slot]
         for home, source in itertools.product(with_a, with_b):
@@ -188,9 +192,10 @@ class AcrossModels:
 
 
 def _move(kind: Kind, source: Slot, target: Slot) -> tuple[Slot, Slot]:
-    """Move a kind to another slot, with as few others as keep both slots disjoint.
+    """Returns both slots after a kind has moved from the one to the other.
 
-    What shares a model with a moved kind goes the other way (a Kempe chain).
+    To keep the slots disjoint, kinds that share a model with a moved one move the other
+    way, and so on (a Kempe chain).
     """
     out, back = {kind}, set[Kind]()
     while True:

@@ -22,34 +22,42 @@ def match_zip(
     beta: float = 1.0,
     num_units: int | None = None,
 ) -> Int64[np.ndarray, " units"]:
-    """Merge the two most similar units, of any models, until ``num_units`` are left.
+    """Returns the assignment that results from merging the most similar units first.
 
-    The greedy matching of ZipIt! (section 3), equal to its reference implementation
-    wherever that one does not drop units. Ties go to the pair that comes first by row,
-    then by column.
+    This is the greedy matching of ZipIt! (Section 3): the two most similar units, of
+    any models, are merged until ``num_units`` are left. It equals the reference
+    implementation wherever that one does not drop units. Ties go to the pair that comes
+    first by row, then by column.
 
-    *alpha*: the similarity of a merged unit with each other one is the lower of its two
-    units' similarities, times alpha. As in the reference this holds for negative values
-    too: a small alpha brings them closer to 0 and so *raises* them, which makes a
-    merged unit preferable to single ones of similarity below that. With ``alpha=0`` a
-    merged unit is never matched again, so that merged units are singles and pairs.
+    For example, with two models of two units, in which units 0 and 1 of the first model
+    and units 2 and 3 of the second are the most similar:
 
-    *beta*: every model may be merged within itself ``B = floor(beta * floor((N*n -
-    num_units) / N))`` times. A merged unit counts towards the model of its first unit
-    alone, as in the reference. If ``B = 0``, no merged unit holds two units of one
-    model.
+    >>> pairs = np.kron(np.eye(2), np.ones((2, 2)))
+    >>> match_zip(pairs, 2).tolist()
+    [0, 0, 1, 1]
+
+    *alpha*: the similarity of a merged unit with any other is the lower of its two
+    units' similarities, times alpha. As in the reference, this holds for negative
+    values too: a small alpha brings them closer to 0 and so *raises* them, and merged
+    units may then be preferred to single ones. With ``alpha=0`` a merged unit is never
+    merged again, so all merged units are singles or pairs.
+
+    *beta*: units of one model may be merged with one another ``B = floor(beta *
+    floor((N*n - num_units) / N))`` times for each model. A merged unit counts towards
+    the model of its first unit alone, as in the reference. If ``B = 0``, no merged unit
+    holds two units of one model.
 
     *Dead ends*: a merge after which ``num_units`` could no longer be reached is passed
-    over in favour of the next best pair. Two units that may not be merged also keep
-    apart the merged units that they are part of, as in the reference. Where this leaves
-    no pair, it is forgotten, and the rule above decides on merged units as they are.
-    Neither occurs with two models and ``alpha > 0``.
+    over in favour of the next best pair. If two units may not be merged, then neither
+    may the merged units that they become part of, as in the reference. When no pair is
+    left, such inherited bans are lifted, and the budget alone decides. Neither happens
+    with two models and ``alpha > 0``.
 
     Args:
-      similarity: ``[N*n, N*n]``, symmetric, the larger the more alike. The diagonal is
-        not read.
+      similarity: ``[N*n, N*n]``, symmetric, larger for more similar units. The diagonal
+        is not read.
       num_models: number of models, N.
-      alpha: in ``[0, 1]``, how readily a merged unit is matched again.
+      alpha: in ``[0, 1]``, how readily a merged unit is merged again.
       beta: in ``[0, 1]``, the within-model budget.
       num_units: number of merged units; ``n``, the width of one model, if None.
 
@@ -58,8 +66,8 @@ def match_zip(
 
     Raises:
       ValueError: if ``similarity`` is not a square, symmetric, finite matrix with the
-        same number of units for each of at least two models, if a setting lies outside
-        its range, or if no sequence of merges that alpha and beta allow leaves
+        same number of units for each of at least two models, if a setting is outside
+        its range, or if no sequence of merges that alpha and beta allow leads to
         ``num_units`` units.
     """
     matrix, units = check_similarity(similarity, num_models)
@@ -83,7 +91,7 @@ def match_zip(
 def _check_width(
     num_units: int | None, units: int, num_models: int, alpha: float, beta: float
 ) -> int:
-    """Return the number of merged units, if it can be reached."""
+    """Returns the number of merged units, after checking that it can be reached."""
     total = units * num_models
     width = units if num_units is None else operator.index(num_units)
     if not 1 <= width <= total:
@@ -110,7 +118,7 @@ def _check_width(
 
 
 def _budget(needed: int, num_models: int, beta: float) -> int:
-    """Merges allowed within each model, of those needed in all."""
+    """Returns how many of the merges needed may be within each model."""
     return int((needed // num_models) * beta + 1e-4)
 
 
@@ -121,7 +129,7 @@ def _merge_greedily(
     alpha: float,
     needed: int,
 ) -> list[tuple[int, int]]:
-    """Return the merges in order, each as (first unit, the unit merged into it)."""
+    """Returns the merges in order, each as (first unit, the unit merged into it)."""
     merges: list[tuple[int, int]] = []
     pairs = _open_pairs(similarity, kinds, rule, merges, alpha)
     while len(merges) < needed:
@@ -151,7 +159,7 @@ def _open_pairs(
     merges: list[tuple[int, int]],
     alpha: float,
 ) -> "_Pairs":
-    """Return the pairs of present units, all but those that the rule refuses now."""
+    """Returns the pairs of present units, except those that the rule refuses now."""
     current = symmetric_copy(similarity)
     for i, j in merges:
         _store(current, i, j, _merged_row(current, i, j, alpha))
@@ -164,7 +172,7 @@ def _open_pairs(
 
 
 def _merged_row(matrix: _Matrix, i: int, j: int, alpha: float) -> _Vector:
-    """Similarity of all units with the merged unit of i and j."""
+    """Returns the similarity of all units with the merged unit of i and j."""
     if alpha == 0.0:
         return np.full(len(matrix), -np.inf)
     row = np.minimum(matrix[i], matrix[j]) * alpha
@@ -173,22 +181,22 @@ def _merged_row(matrix: _Matrix, i: int, j: int, alpha: float) -> _Vector:
 
 
 def _store(matrix: _Matrix, i: int, j: int, row: _Vector) -> None:
-    """Put the merged unit in i's place and leave nothing in j's."""
+    """Writes the merged unit's similarities in i's place and forbids j."""
     matrix[i] = matrix[:, i] = row
     matrix[j] = matrix[:, j] = -np.inf
 
 
 class _Pairs:
-    """Pairs of units by similarity, -inf being forbidden.
+    """Pairs of units with their similarities; forbidden pairs have -inf.
 
     Every row's best entry is kept, so that a merge costs a few rows instead of the
-    whole matrix. Rows stay in place when units go: the order of ties is then that of a
-    matrix from which they were cut out.
+    whole matrix. The rows of units that are gone stay in place: ties are broken as in a
+    matrix from which these rows were removed.
 
     Attributes:
       matrix: ``[N*n, N*n]`` similarities, symmetric.
       value: each row's largest entry.
-      column: the first column that has it; -1 in a row of forbidden pairs only.
+      column: the first column that holds it; -1 in a row of forbidden pairs only.
     """
 
     def __init__(self, matrix: _Matrix):
@@ -199,24 +207,24 @@ class _Pairs:
         self._rescan(slice(None))
 
     def best(self) -> tuple[int, int] | None:
-        """The first of the most similar pairs, lower unit first, if any is allowed."""
+        """Returns the first of the most similar pairs, lower unit first, if any."""
         i = int(self.value.argmax())
         j = int(self.column[i])
         return None if j < 0 else (i, j)
 
     def merge(self, i: int, j: int, alpha: float) -> None:
-        """Merge unit j into unit i."""
+        """Merges unit j into unit i."""
         row = _merged_row(self.matrix, i, j, alpha)
         _store(self.matrix, i, j, row)
         self.value[j], self.column[j] = -np.inf, -1
-        # alpha raises negative entries, so that a row may gain a new best by a merge.
+        # alpha raises negative entries, so a merge may give a row a new best entry.
         gains = (row > self.value) | ((row == self.value) & (i <= self.column))
         loses = ((self.column == i) | (self.column == j)) & ~gains
         self.value[gains], self.column[gains] = row[gains], i
         self._rescan(np.flatnonzero(loses))
 
     def forbid(self, some: _Mask, others: _Mask) -> None:
-        """Forbid all pairs of one of some units with one of others."""
+        """Forbids all pairs of a unit of the first set with one of the second."""
         self.matrix[np.ix_(some, others)] = -np.inf
         self.matrix[np.ix_(others, some)] = -np.inf
         # Column -1 reads the last unit's mask: a needless rescan at worst.
@@ -234,9 +242,9 @@ class _Pairs:
 def _assignment(
     merges: list[tuple[int, int]], size: int
 ) -> Int64[np.ndarray, " units"]:
-    """Number the merged units in the order of their smallest member."""
+    """Returns the assignment, with merged units in the order of their first members."""
     merged = np.arange(size)
-    # Backwards, since i may be merged into another unit only after it took in j.
+    # Backwards: i itself may have been merged into another unit later on.
     for i, j in reversed(merges):
         merged[j] = merged[i]
     return np.unique(merged, return_inverse=True)[1].astype(np.int64, copy=False)

@@ -1,6 +1,6 @@
 """Merge and unmerge matrices from an assignment (ZipIt!, Section 3)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Array
 
 Assignments: TypeAlias = Mapping[str, Int[np.ndarray, "*_groups _total"]]
-"""Where the units of every perm go; nested perms by merged group."""
+"""The merged unit of every unit, by perm; of nested perms, by merged group."""
 
 # Weights are multiples of this: sums of float32 below 1 are then exact in any order.
 _QUANTUM = 2.0**-23
@@ -34,8 +34,8 @@ def merge_matrices(
       M ``[units, N*n]`` and U ``[N*n, units]``.
 
     Raises:
-      ValueError: if the assignment is no vector of integers whose length N divides, or
-        leaves a merged unit out.
+      ValueError: if the assignment is not a vector of integers whose length N divides,
+        or leaves a merged unit out.
     """
     assignment = np.asarray(assignment)
     if (
@@ -69,7 +69,7 @@ def model_matrices(
 
     Args:
       assignments: ``{perm: assignment [*groups, N*n]}``. The groups of a nested perm
-        are the merged ones: its row k tells where the units go of those groups of the
+        are the merged ones: row k says where the units go of those groups of the
         models that were merged to group k, ``n`` units of each model.
       spec: the permutation spec, of the models or with merged widths.
       num_models: number of models N.
@@ -80,17 +80,12 @@ def model_matrices(
     """
     found = {}
     for perm, assignment in assignments.items():
-        places = _merged_groups(assignments, spec, perm, num_models)
-        rows = [merge_matrices(row, num_models) for row in _rows(assignment)]
-        merge = np.stack([m for m, _ in rows])
-        unmerge = np.stack([u for _, u in rows])
-        size, units = merge.shape[2] // num_models, merge.shape[1]
-        merge = merge.reshape(-1, units, num_models, size).transpose(2, 0, 1, 3)
-        unmerge = unmerge.reshape(-1, num_models, size, units).transpose(1, 0, 2, 3)
-        models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
+        merge, unmerge = _row_matrices(assignment, num_models)
+        rows = _assignment_rows(assignments, spec, perm, num_models)
+        models = _model_numbers(rows)
         found[perm] = (
-            jnp.asarray(merge[models, places]),
-            jnp.asarray(unmerge[models, places]),
+            jnp.asarray(merge[models, rows]),
+            jnp.asarray(unmerge[models, rows]),
         )
     return found
 
@@ -109,43 +104,49 @@ def merged_units(
     Returns:
       ``[N * groups * n]``, in the order of the units of moments.
     """
-    places = _merged_groups(assignments, spec, perm, num_models)
-    rows = np.stack(list(_rows(assignments[perm])))
-    units = rows.reshape(len(rows), num_models, -1)
-    models = np.arange(num_models).reshape(-1, *[1] * (places.ndim - 1))
-    merged = places[..., None] * (rows.max() + 1) + units[places, models]
+    rows = _assignment_rows(assignments, spec, perm, num_models)
+    table = _flat_rows(assignments[perm])
+    units = table.reshape(len(table), num_models, -1)
+    merged = rows[..., None] * (table.max() + 1) + units[rows, _model_numbers(rows)]
     return merged.reshape(-1)
 
 
-def check_widths(assignments: Assignments, spec: PermutationSpec) -> None:
-    """Checks that a merged model's spec has the widths that assignments make.
+def _row_matrices(
+    assignment: Int[np.ndarray, "*groups total"], num_models: int
+) -> tuple[
+    Float[np.ndarray, "models rows units n"], Float[np.ndarray, "models rows n units"]
+]:
+    """Returns M and U of every row of an assignment, split by model."""
+    pairs = [merge_matrices(row, num_models) for row in _flat_rows(assignment)]
+    merge = np.stack([m for m, _ in pairs])  # [rows, units, N*n]
+    unmerge = np.stack([u for _, u in pairs])  # [rows, N*n, units]
+    rows, units, total = merge.shape
+    size = total // num_models
+    by_model = merge.reshape(rows, units, num_models, size)
+    back = unmerge.reshape(rows, num_models, size, units)
+    return by_model.transpose(2, 0, 1, 3), back.transpose(1, 0, 2, 3)
 
-    Raises:
-      ValueError: naming a perm of another width.
-    """
-    for perm, assignment in assignments.items():
-        width = spec.sizes.get(perm)
-        if width != np.max(assignment) + 1:
-            raise ValueError(
-                f"the assignment of perm {perm!r} has {np.max(assignment) + 1} merged "
-                f"units, the merged model {width}: pass the assignments that it was "
-                "merged by"
-            )
 
-
-def _merged_groups(
+def _assignment_rows(
     assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
 ) -> Int[np.ndarray, "models *groups"]:
-    """Returns the row of a nested perm's assignment that each model's groups have."""
+    """Returns for each model's groups the row of the assignment that is about them.
+
+    Rows are those of :func:`_flat_rows`, one per combination of merged groups. For
+    example, with two heads that the second model has in the other order, matched as
+    ``assignments["heads"] == [0, 1, 1, 0]``, a perm within the heads has the rows
+    ``[[0, 1], [1, 0]]``: row 0 is about head 0 of model 0 and head 1 of model 1. A
+    perm without groups has the single row 0 for every model.
+    """
     groups, sizes = spec.perms[perm].groups, spec.group_sizes(perm)
-    # Of one model and group: the merged groups, from the outermost inwards.
-    merged: dict[str, np.ndarray] = {}
     models = np.arange(num_models).reshape(-1, *[1] * len(sizes))
+    merged: dict[str, np.ndarray] = {}  # The merged group of each model's own group.
     for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
-        shape = [1] * len(sizes)
-        shape[number] = size
-        own = np.arange(size).reshape(1, *shape)
+        shape = [1] * (1 + len(sizes))
+        shape[1 + number] = size
+        own = np.arange(size).reshape(shape)
         if group in assignments:
+            # A group that lies in others has an assignment for each merged one.
             outer = tuple(merged[name] for name in spec.perms[group].groups)
             own = assignments[group][(*outer, models * size + own)]
         merged[group] = own
@@ -155,8 +156,16 @@ def _merged_groups(
     return rows
 
 
-def _rows(assignment: Int[np.ndarray, "*groups total"]) -> Iterator[np.ndarray]:
-    yield from np.reshape(assignment, (-1, np.shape(assignment)[-1]))
+def _model_numbers(rows: Int[np.ndarray, "models *groups"]) -> np.ndarray:
+    """Returns each model's number, to index beside its rows."""
+    return np.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _flat_rows(
+    assignment: Int[np.ndarray, "*groups total"],
+) -> Int[np.ndarray, "rows total"]:
+    """Returns an assignment as a table: one row per combination of merged groups."""
+    return np.reshape(assignment, (-1, np.shape(assignment)[-1]))
 
 
 def _equal_weights(

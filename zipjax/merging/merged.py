@@ -1,30 +1,72 @@
-"""Merged models: a shared trunk and, after a partial zip, one head a model."""
+"""Merged models: a shared trunk and, after a partial zip, one head per model."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 
 from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.merging.matrices import Assignments
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import from_leaves
 from zipjax.types import ApplyFn, PyTree
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """How a merged model was made. Equality and hash compare the content.
+
+    Attributes:
+      spec: the parents' permutation spec, with the widths before the merge; a tuple
+        with one per model if their functions differ.
+      assignments: how the parents' units were matched, ``{perm: [*groups, N*n]}``.
+      num_models: number of parents N.
+      stop_at: the number of the cut where the zip stopped; None if the parents were
+        merged whole.
+      weights: interpolation weights of the parents, with sum 1; None for equal ones.
+    """
+
+    spec: PermutationSpec | tuple[PermutationSpec, ...]
+    assignments: Assignments
+    num_models: int
+    stop_at: int | None = None
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        copies = {perm: np.array(x) for perm, x in self.assignments.items()}
+        for assignment in copies.values():
+            assignment.setflags(write=False)
+        object.__setattr__(self, "assignments", MappingProxyType(copies))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origin) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @functools.cached_property
+    def _key(self) -> tuple[Any, ...]:
+        rows = tuple((p, x.shape, x.tobytes()) for p, x in self.assignments.items())
+        return self.spec, rows, self.num_models, self.stop_at, self.weights
+
+
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Merged:
     """A merged model: a pytree of its arrays.
 
     Attributes:
       trunk: shared parameters by path.
       heads: each model's own parameters by path; empty if everything is shared.
-      spec: the permutation spec, with the merged widths; a tuple of one a head if the
-        heads are different functions.
-      structure: the structure of the models' parameter pytrees; a tuple of one a head
-        where they differ.
+      spec: the permutation spec, with the merged widths; a tuple with one per head if
+        the heads are different functions.
+      structure: the structure of the models' parameter pytrees; a tuple with one per
+        head where they differ.
+      origin: how the model was made; None if unknown.
     """
 
     trunk: dict[str, Any]
@@ -33,16 +75,26 @@ class Merged:
         metadata={"static": True}
     )
     structure: Any = dataclasses.field(metadata={"static": True})
+    origin: Origin | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs: one, or one for every head."""
+        """Number of outputs: one, or one per head."""
         return max(len(self.heads), 1)
+
+    @property
+    def assignments(self) -> Assignments:
+        """How the parents' units were matched: ``{perm: [*groups, N*n]}``.
+
+        Raises:
+          ValueError: if the model does not know how it was made.
+        """
+        return known_origin(self).assignments
 
     def params(self, head: int = 0) -> PyTree:
         """Returns the parameters for ``apply_fn``: the trunk with one head.
 
-        They are a pytree of the structure that this head's model had.
+        They are a pytree with the structure of that head's model.
 
         Args:
           head: number of the model whose head to use.
@@ -61,6 +113,27 @@ class Merged:
         like = jax.tree_util.tree_unflatten(structure, [0] * number)
         return from_leaves({**self.trunk, **own}, like)
 
+    def __repr__(self) -> str:
+        matched = 0 if self.origin is None else len(self.origin.assignments)
+        return (
+            f"Merged({len(self.trunk)} shared parameters, {len(self.heads)} heads, "
+            f"{matched} matched perms)"
+        )
+
+
+def known_origin(merged: Merged) -> Origin:
+    """Returns how a merged model was made.
+
+    Raises:
+      ValueError: if it does not know.
+    """
+    if merged.origin is None:
+        raise ValueError(
+            "this merged model does not know how it was made (origin is None): pass "
+            "one that zipjax.merge, zipjax.merge_units or zipjax.load returned"
+        )
+    return merged.origin
+
 
 def heads_of(model: PyTree | Merged) -> list[PyTree]:
     """Returns a model's parameters for ``apply_fn``, with each of its heads."""
@@ -70,7 +143,7 @@ def heads_of(model: PyTree | Merged) -> list[PyTree]:
 
 
 def flops(function: Callable[..., Any], *args: PyTree) -> float:
-    """Returns the floating point operations of a call, as XLA counts them.
+    """Returns the floating-point operations of a call, as XLA counts them.
 
     NaN where the backend does not count.
 
@@ -91,19 +164,21 @@ def apply(apply_fn: OneOrEach[ApplyFn], merged: Merged, *inputs: PyTree) -> Any:
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``; must be hashable (a bound method or a
-        function defined once), as it selects the compiled program. A sequence of one
-        a head where these are different functions.
+        function defined once), as it selects the compiled program. A sequence with one
+        per head where these are different functions.
       merged: the merged model.
       *inputs: inputs of ``apply_fn``.
 
     Returns:
-      The output, or a list of one output a head.
+      The output, or a list with one output per head.
 
     Raises:
-      ValueError: if there is another number of functions than of heads.
+      ValueError: if the number of functions differs from that of the heads.
     """
     functions = each(apply_fn, merged.num_outputs, "functions")
-    return _apply(one_or_each(functions), merged, *inputs)
+    # Other origins, the same shapes: one compiled program.
+    bare = dataclasses.replace(merged, origin=None)
+    return _apply(one_or_each(functions), bare, *inputs)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zipjax.merging.each import OneOrEach, each
 from zipjax.spec.blocks import map_atoms
@@ -30,16 +31,16 @@ def merge_leaf(
 
     The rule is the same for every layer: kernel windows are batch axes, biases and
     norms have produced axes only. BatchNorm variances are averaged like everything
-    else, where the paper squares M: that is right for units that are one feature of
-    several models, and what is right for the others is measured by
-    :func:`zipjax.reset_batch_stats`. An axis without a perm is averaged.
+    else, where the paper squares M: averaging is right for units that are the same
+    feature in several models, and :func:`zipjax.reset_batch_stats` measures what is
+    right for the others. An axis without a perm is averaged.
 
     Args:
       leaves: the parameter of every model, ``[models, ...]``.
       entries: its axes' entries.
       perms: the spec's perms, with their sizes before merging.
       matrices: M and U of every perm that is merged.
-      shares: N times the models' interpolation weights, ``[models]``: 1 for equal ones.
+      shares: see :func:`interpolation_shares`.
 
     Returns:
       The merged parameter, computed in float32 or better, of the models' dtype.
@@ -65,7 +66,7 @@ def merge_leaf(
 def unmerge_leaf(
     leaf: Array, entries: Entries, perms: Mapping[str, Perm], own: Matrices
 ) -> Array:
-    """Lets a parameter that stays the model's own read merged units: W_i U_i.
+    """Makes a parameter that stays the model's own read merged units: W_i U_i.
 
     Args:
       leaf: the parameter of one model.
@@ -81,6 +82,27 @@ def unmerge_leaf(
     sizes = {name: perm.size for name, perm in perms.items()}
     out = map_atoms(leaf.astype(_wide(leaf)), entries, sizes, multiply)
     return out.astype(leaf.dtype)
+
+
+def interpolation_shares(weights: Sequence[float] | None, num_models: int) -> Array:
+    """Returns N times the models' interpolation weights, ``[models]``: 1 if equal.
+
+    Args:
+      weights: one number per model, with sum 1; None for equal ones.
+      num_models: number of models N.
+
+    Raises:
+      ValueError: if there is another number of weights, or they do not sum to 1.
+    """
+    if weights is None:
+        return jnp.ones(num_models)
+    shares = np.asarray(weights, np.float64)
+    if shares.shape != (num_models,) or not np.isclose(shares.sum(), 1):
+        raise ValueError(
+            f"weights = {list(weights)} are not interpolation weights of {num_models} "
+            "models: pass one number per model, with sum 1"
+        )
+    return jnp.asarray(num_models * shares, jnp.float32)
 
 
 @jax.jit(static_argnames=("spec", "trunk"))
@@ -99,8 +121,8 @@ def merge_all(
       models: every model's parameters by path, as far as they are in the trunk.
       heads: every model's own parameters, for each of its heads.
       matrices: M and U of the zipped perms.
-      shares: N times the models' interpolation weights, ``[models]``.
-      spec: the permutation spec, or a tuple of one a model.
+      shares: see :func:`interpolation_shares`.
+      spec: the permutation spec, or a tuple with one per model.
       trunk: the paths that are shared; the others stay each model's own.
 
     Returns:
@@ -132,10 +154,10 @@ def multiply_axes(
     *,
     numbers: Collection[int] | None = None,
 ) -> Array:
-    """Multiplies one model's M to produced and its U to consumed axes.
+    """Multiplies produced axes by one model's M and consumed axes by its U.
 
     Args:
-      array: an array whose entries are leaves.
+      array: an array whose entries are atoms.
       axes: its entries; those without a merged perm stay as they are.
       perms: the spec's perms: units nested in groups have their own M and U in each.
       own: M_i ``[*groups, units, n]`` and U_i ``[*groups, n, units]`` by perm.

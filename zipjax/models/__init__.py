@@ -1,5 +1,5 @@
-"""Networks with their declared permutation specs, to use and to read as examples.
+"""Networks with declared permutation specs, to use and to read as examples.
 
-Every module holds a Flax network and ``spec(model)``, built from the network's own
-hyper-parameters. Nothing in the core imports this package.
+Every module defines a Flax network and ``spec(model)``, which builds the spec from the
+network's hyper-parameters. Nothing in the core imports this package.
 """

@@ -1,15 +1,16 @@
 """Declares permutation specs layer by layer, in the order in which a network runs.
 
-Every method here is a layer, given the units that it reads and those that it writes:
+Every layer is a method that takes the units that the layer reads and those it writes:
 
-    net = Declaration()
-    hidden = net.perm("hidden", 64)
-    net.dense("layer1", None, hidden)
-    net.dense("layer2", hidden, None)
-    spec = net.spec()
+>>> net = Declaration()
+>>> hidden = net.perm("hidden", 64)
+>>> net.dense("layer1", None, hidden)
+>>> net.dense("layer2", hidden, None)
+>>> net.spec().sizes
+{'hidden': 64}
 
-Units are entries of role "out", as the layer that writes them has them; None are units
-without a perm (inputs and outputs of the network).
+Units are entries with the role "out", which they have in the layer that writes them, or
+None for units without a perm (inputs and outputs of the network).
 """
 
 from zipjax.spec.entries import Axis, Entries, Entry, Product, Sum
@@ -20,8 +21,8 @@ class Declaration:
     """Entries and perms, collected in the network's order.
 
     Attributes:
-      entries: those of every parameter.
-      perms: the perms.
+      entries: every parameter's entries, by path.
+      perms: the perms, by name.
     """
 
     def __init__(self, *, groups: int | None = None) -> None:
@@ -39,15 +40,15 @@ class Declaration:
         return PermutationSpec(self.entries, self.perms)
 
     def perm(self, name: str, size: int, *groups: Axis) -> Axis:
-        """Declares a perm, nested in others or not, and returns its units."""
+        """Declares a perm, nested in the given groups, and returns its units."""
         self.perms[name] = Perm(size, tuple(group.perm for group in groups))
         return Axis(name, "out")
 
     def channels(self, name: str, size: int) -> Entry:
         """Declares the channels between convolutions and returns them.
 
-        Under GroupNorm the groups are a perm, and the units of a group another; one
-        group, or groups of one channel, are no structure.
+        With GroupNorm the groups are one perm and the units within a group another,
+        unless there is one group, or one channel per group.
         """
         if self._groups in (None, 1, size):
             return self.perm(name, size)
@@ -55,7 +56,7 @@ class Declaration:
         return Product((groups, self.perm(name, size // self._groups, groups)))
 
     def param(self, path: str, *entries: Entry) -> None:
-        """Declares a parameter that belongs to no layer below."""
+        """Declares a parameter that no other method declares."""
         self.entries[f"params/{path}"] = entries
 
     def dense(
@@ -75,14 +76,14 @@ class Declaration:
             self.param(f"{path}/bias", writes)
 
     def norm(self, path: str, units: Entry) -> None:
-        """Declares the BatchNorm or GroupNorm behind a convolution."""
+        """Declares the BatchNorm or GroupNorm after a convolution."""
         self.layer_norm(path, units)
         if self._groups is None:
             self.entries[f"batch_stats/{path}/mean"] = (units,)
             self.entries[f"batch_stats/{path}/var"] = (units,)
 
     def layer_norm(self, path: str, units: Entry) -> None:
-        """Declares a LayerNorm: scale and bias go with the units, and read none."""
+        """Declares a LayerNorm: a scale and a bias for every unit."""
         self.param(f"{path}/scale", units)
         self.param(f"{path}/bias", units)
 
@@ -104,7 +105,8 @@ class Declaration:
           heads: number of heads.
           head_dim: features of a head.
           hidden: width of the MLP's hidden layer.
-          bias_table: name of the table of biases of the logits, one a head, if any.
+          bias_table: name of the table of logit biases, with one column per head; None
+            if there is no such table.
         """
         self.layer_norm(f"{path}/norm1", stream)
         self.attention(f"{path}/attn", stream, heads, head_dim, bias_table)
@@ -119,11 +121,11 @@ class Declaration:
         head_dim: int,
         bias_table: str | None,
     ) -> None:
-        """Declares a self-attention with Q, K and V in one Dense layer.
+        """Declares self-attention with Q, K and V in one Dense layer.
 
-        The heads of Q, K, V and of the projection are one perm, and the table of biases
-        follows them. Within a head the logits tie the features of Q to those of K,
-        which consume them; the projection reads the features of V.
+        The heads of Q, K, V and the projection are one perm, to which the columns of
+        the bias table belong, too. Within a head, the logits tie the features of Q to
+        those of K, which consume them; the projection reads the features of V.
         """
         head = self.perm(f"{path}/heads", heads)
         qk = self.perm(f"{path}/qk", head_dim, head)
@@ -143,7 +145,7 @@ class Declaration:
 
 
 def consumed(entry: Entry) -> Entry:
-    """Returns units as the layer that reads them has them: of role "in"."""
+    """Returns the units with the role "in", which they have in a layer that reads them."""
     match entry:
         case Axis():
             return Axis(entry.perm, "in")

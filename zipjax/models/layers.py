@@ -1,4 +1,4 @@
-"""Layers that several networks share, with PyTorch's paddings and epsilons."""
+"""Layers that several networks share, with PyTorch's padding and epsilons."""
 
 import typing
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from zipjax.types import AnyArray
 
 
 class _Resizable:
-    """Takes the parameters that it is given, of whatever width.
+    """Accepts parameters of any width.
 
-    Flax refuses parameters of another shape than a layer would make. Merged units may
-    be more or fewer than a model's (``num_units``), in the same network.
+    Flax refuses parameters whose shape differs from what the layer would create. But a
+    merged network may have more or fewer units than its parents (``num_units``).
     """
 
     def param(self: Any, name: str, init_fn: Callable[..., Any], *args: Any) -> Any:
-        """Returns a given parameter as it is, or makes a new one."""
+        """Returns a given parameter unmodified, or creates a new one."""
         if self.has_variable("params", name):
             return self.get_variable("params", name)
         return nn.Module.param(self, name, init_fn, *args)
@@ -39,9 +39,9 @@ class Dense(_Resizable, nn.Dense):
 def conv(
     features: int, size: int, *, stride: int = 1, bias: bool = False, name: str
 ) -> nn.Conv:
-    """Makes a square convolution of odd size.
+    """Returns a square convolution of odd size.
 
-    PyTorch's padding: "SAME" would pad strided convolutions on the other side.
+    It pads as PyTorch does: "SAME" would pad strided convolutions on the other side.
     """
     side = (size // 2, size // 2)
     return Conv(
@@ -57,7 +57,7 @@ def conv(
 def norm(
     groups: int | None, *, train: bool, name: str
 ) -> Callable[[Float[AnyArray, "*batch units"]], Float[Array, "*batch units"]]:
-    """Makes a GroupNorm of so many groups, or for None a BatchNorm."""
+    """Returns a GroupNorm with the given number of groups, or for None a BatchNorm."""
     if groups is None:
         return nn.BatchNorm(use_running_average=not train, epsilon=1e-5, name=name)
     return nn.GroupNorm(num_groups=groups, epsilon=1e-5, name=name)
@@ -68,7 +68,7 @@ def attention(
     heads: int,
     bias: Float[AnyArray, "..."] | float = 0.0,
 ) -> Float[Array, "*batch tokens features"]:
-    """Self-attention with Q, K and V from one Dense layer, as in timm.
+    """Returns self-attention with Q, K and V from one Dense layer, as in timm.
 
     To be called from a compact method, whose module gets the layers ``qkv`` and
     ``proj``.
@@ -80,10 +80,15 @@ def attention(
 
     Returns:
       The projected mixture of values.
+
+    Raises:
+      ValueError: if the features cannot be divided among the heads.
     """
     features = x.shape[-1]
     if features % heads:
-        raise ValueError(f"{features} features do not divide into {heads} heads")
+        raise ValueError(
+            f"{features} features do not divide into {heads} heads: choose a divisor"
+        )
     fused = nn.Dense(3 * features, name="qkv")(x)
     fused = fused.reshape(*x.shape[:-1], 3, heads, features // heads)
     q, k, v = jnp.moveaxis(fused, -3, 0)
@@ -106,7 +111,7 @@ class FeedForward(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "*batch features"]
     ) -> Float[Array, "*batch features"]:
-        """Returns as many features as it was given."""
+        """Returns features of the same shape."""
         hidden = nn.gelu(Dense(self.hidden, name="fc1")(x), approximate=False)
         return nn.Dense(x.shape[-1], name="fc2")(hidden)
 
@@ -118,7 +123,7 @@ def transformer_block(
     hidden: int,
     epsilon: float,
 ) -> Float[Array, "*batch features"]:
-    """Attention and an MLP, each behind a norm and beside a residual connection.
+    """Returns a residual stream after attention and an MLP, each with a norm before it.
 
     To be called from a compact method, whose module gets the layers ``norm1``,
     ``norm2`` and ``mlp``.
@@ -127,10 +132,10 @@ def transformer_block(
       x: the residual stream.
       attend: the attention.
       hidden: width of the MLP's hidden layer.
-      epsilon: that of the norms.
+      epsilon: epsilon of the norms.
 
     Returns:
-      The residual stream behind the block.
+      The residual stream after the block.
     """
     x = x + attend(nn.LayerNorm(epsilon=epsilon, name="norm1")(x))
     y = nn.LayerNorm(epsilon=epsilon, name="norm2")(x)

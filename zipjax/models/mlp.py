@@ -24,7 +24,7 @@ class MLP(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "batch ..."], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Returns the outputs for a batch; training is no different."""
+        """Returns the outputs for a batch; ``train`` makes no difference."""
         del train
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden):
@@ -33,15 +33,15 @@ class MLP(nn.Module):
 
 
 def spec(model: MLP) -> PermutationSpec:
-    """Declares the permutation spec: one perm for every hidden layer."""
-    axes: dict[str, Entries] = {}
+    """Returns the declared permutation spec: one perm for every hidden layer."""
+    entries: dict[str, Entries] = {}
     previous = None
     for number in range(len(model.hidden)):
         perm = f"dense_{number}"
-        axes[f"params/{perm}/kernel"] = (previous, Axis(perm, "out"))
-        axes[f"params/{perm}/bias"] = (Axis(perm, "out"),)
+        entries[f"params/{perm}/kernel"] = (previous, Axis(perm, "out"))
+        entries[f"params/{perm}/bias"] = (Axis(perm, "out"),)
         previous = Axis(perm, "in")
-    axes["params/head/kernel"] = (previous, None)
-    axes["params/head/bias"] = (None,)
+    entries["params/head/kernel"] = (previous, None)
+    entries["params/head/bias"] = (None,)
     widths = enumerate(model.hidden)
-    return PermutationSpec(axes, {f"dense_{k}": Perm(width) for k, width in widths})
+    return PermutationSpec(entries, {f"dense_{k}": Perm(width) for k, width in widths})

@@ -1,10 +1,10 @@
-"""Residual networks (He et al. 2016): ResNet-20 for small images, and ImageNet's.
+"""Residual networks (He et al. 2016): ResNet-20 for small images, others for ImageNet.
 
-ResNet-20 is that of the code of ZipIt! and MuDSC: its shortcuts between stages are 3x3
-convolutions. ResNet-18, -26 and -50 are those of torchvision and timm: 1x1 shortcuts,
-and the stride of a bottleneck in its 3x3 convolution. All of them have BatchNorm or,
-as MuDSC's ResNets with group structure, GroupNorm (Wu and He 2018), whose layers keep
-the names of BatchNorm as they do in timm.
+ResNet-20 is the network in the code of ZipIt! and MuDSC, with 3x3 convolutions as
+shortcuts between stages. ResNet-18, -26 and -50 are those of torchvision and timm: the
+shortcuts are 1x1, and a bottleneck has its stride in the 3x3 convolution. All of them
+have BatchNorm or, as MuDSC's ResNets with group structure do, GroupNorm (Wu and He
+2018), whose layers are named like those of BatchNorm, as in timm.
 """
 
 import dataclasses
@@ -35,25 +35,25 @@ Body = Callable[[int, int], tuple[Convolution, ...]]
 
 
 def basic(features: int, stride: int) -> tuple[Convolution, ...]:
-    """Two 3x3 convolutions."""
+    """Returns two 3x3 convolutions."""
     return Convolution(features, 3, stride), Convolution(features, 3)
 
 
 def bottleneck(features: int, stride: int) -> tuple[Convolution, ...]:
-    """A 3x3 convolution between 1x1 convolutions; four times the features come out."""
+    """Returns 1x1, 3x3 and 1x1 convolutions; the last has four times the features."""
     middle = Convolution(features, 3, stride)
     return Convolution(features, 1), middle, Convolution(4 * features, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one residual block is made of.
+    """The layers of one residual block.
 
     Attributes:
       name: the block's name, "layer<stage>_<block>" as in PyTorch.
       stage: number of its stage, from 1.
       body: its convolutions.
-      shortcut: the convolution beside them, if there is one.
+      shortcut: the convolution in its shortcut, if there is one.
       pool: side and stride of the average pooling before the shortcut's convolution.
     """
 
@@ -67,7 +67,14 @@ class Plan:
 def _plans(
     features: Sequence[int], depths: Sequence[int], body: Body, shortcut: int
 ) -> list[Plan]:
-    """Plans stages that halve the image, with shortcuts of one size where they must."""
+    """Returns the blocks of all stages; each stage but the first halves the image.
+
+    Args:
+      features: number of features of every stage.
+      depths: number of blocks of every stage.
+      body: returns the convolutions of a block.
+      shortcut: kernel size of the shortcuts that change the shape.
+    """
     plans, channels = [], features[0]
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -75,9 +82,9 @@ def _plans(
             convolutions = body(features[stage], stride)
             changed = stride > 1 or convolutions[-1].features != channels
             channels = convolutions[-1].features
-            beside = Convolution(channels, shortcut, stride) if changed else None
+            across = Convolution(channels, shortcut, stride) if changed else None
             plans.append(
-                Plan(f"layer{stage + 1}_{block}", stage + 1, convolutions, beside)
+                Plan(f"layer{stage + 1}_{block}", stage + 1, convolutions, across)
             )
     return plans
 
@@ -88,7 +95,7 @@ def _chain(
     groups: int | None,
     train: bool,
 ) -> Float[Array, "batch height2 width2 out"]:
-    """Applies convolutions with their norms and ReLU between them, not behind."""
+    """Applies convolutions, each with its norm, and ReLU between each two of them."""
     for number, (features, size, stride) in enumerate(convolutions, 1):
         x = nn.relu(x) if number > 1 else x
         x = conv(features, size, stride=stride, name=f"conv{number}")(x)
@@ -130,8 +137,8 @@ class ResNet20(nn.Module):
       outputs: number of outputs.
       width: multiplies the stages' 16, 32 and 64 channels.
       groups: number of groups of GroupNorm; None for BatchNorm.
-      blocks: number of blocks of every stage; n of them make 6n + 2 layers, and with
-        another number than 3 a network of another name (He et al. 2016, Section 4.2).
+      blocks: number of blocks of every stage: n of them make 6n + 2 layers, and 3 of
+        them ResNet-20 (He et al. 2016, Section 4.2).
     """
 
     outputs: int
@@ -166,7 +173,7 @@ class ResNet20(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of blocks behind a stem that shrinks the image to a quarter.
+    """Four stages of blocks after a stem that shrinks the image to a quarter.
 
     Attributes:
       outputs: number of outputs.
@@ -174,9 +181,9 @@ class ResNet(nn.Module):
       body: ``basic`` or ``bottleneck``.
       width: multiplies the stages' 64, 128, 256 and 512 channels.
       groups: number of groups of GroupNorm; None for BatchNorm.
-      deep: whether to have what the letter "d" stands for in timm's names (He et al.
-        2019): three 3x3 convolutions in the stem instead of one of 7x7, and average
-        pooling before a shortcut instead of its stride.
+      deep: whether to use the variant with the letter "d" in timm's names (He et al.
+        2019): three 3x3 convolutions in the stem instead of a 7x7 one, and average
+        pooling before a shortcut's convolution instead of its stride.
     """
 
     outputs: int
@@ -212,7 +219,7 @@ class ResNet(nn.Module):
     ) -> Float[Array, "batch outputs"]:
         """Returns the outputs; ``train`` uses the statistics of the batch."""
         x = nn.relu(_chain(x, self.stem, self.groups, train))
-        padding: Any = ((1, 1), (1, 1))  # Flax declares a str, but takes pairs too.
+        padding: Any = ((1, 1), (1, 1))  # Flax declares a str, but accepts pairs.
         x = nn.max_pool(x, (3, 3), (2, 2), padding)
         for plan in self.plans:
             x = Block(plan, self.groups, name=plan.name)(x, train)
@@ -229,7 +236,7 @@ def _pooled(plan: Plan) -> Plan:
 def resnet18(
     outputs: int = 1000, *, width: float = 1.0, groups: int | None = None
 ) -> ResNet:
-    """Makes torchvision's ResNet-18."""
+    """Returns torchvision's ResNet-18."""
     return ResNet(outputs, (2, 2, 2, 2), basic, width, groups)
 
 
@@ -240,24 +247,24 @@ def resnet26(
     groups: int | None = None,
     deep: bool = False,
 ) -> ResNet:
-    """Makes timm's ResNet-26, or with ``deep`` its ResNet-26d."""
+    """Returns timm's ResNet-26, or with ``deep`` its ResNet-26d."""
     return ResNet(outputs, (2, 2, 2, 2), bottleneck, width, groups, deep)
 
 
 def resnet50(
     outputs: int = 1000, *, width: float = 1.0, groups: int | None = None
 ) -> ResNet:
-    """Makes ResNet-50 (v1.5); ResNet-50-GN has 32 groups."""
+    """Returns ResNet-50 (v1.5); ResNet-50-GN has 32 groups."""
     return ResNet(outputs, (3, 4, 6, 3), bottleneck, width, groups)
 
 
 def spec(model: ResNet20 | ResNet) -> PermutationSpec:
-    """Declares the permutation spec.
+    """Returns the declared permutation spec.
 
-    Every stage has one residual stream, to which its blocks write; every block has the
-    perms between its own convolutions. The stem writes to the first stream, or, where
-    the first block has a convolution as its shortcut, has a perm of its own. Thus
-    ResNet-20 has 12 perms, twice as many with GroupNorm.
+    Every stage has one residual stream, to which its blocks write; every block has a
+    perm between each two of its convolutions. The stem writes to the first stream, or,
+    if the first block has a convolution in its shortcut, to a perm of its own. Thus
+    ResNet-20 has 12 perms, and twice as many with GroupNorm.
     """
     net = Declaration(groups=model.groups)
     opened = model.plans[0].shortcut is not None

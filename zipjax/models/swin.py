@@ -1,7 +1,8 @@
 """Swin transformer (Liu et al. 2021), as in timm.
 
-Attention in windows that every second block shifts, with a table of biases for the
-relative positions within a window; between stages patches are merged four to one.
+Attention is within windows, which every second block shifts, and has a table of biases
+for the relative positions within a window. Between stages, patches are merged four to
+one.
 """
 
 import flax.linen as nn
@@ -26,8 +27,8 @@ class WindowAttention(nn.Module):
     Attributes:
       heads: number of heads.
       window: side of the windows.
-      shift: by how much the windows are moved down and right; what they cut at the
-        border wraps around, but is kept apart by a mask.
+      shift: how far the windows are moved down and right. They wrap around at the
+        border, where a mask keeps patches apart that are not neighbours.
     """
 
     heads: int
@@ -38,7 +39,7 @@ class WindowAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width features"]
     ) -> Float[Array, "batch height width features"]:
-        """Returns what the heads read, projected."""
+        """Returns the heads' outputs, projected."""
         height, width = x.shape[1:3]
         bias = self._biases()
         if self.shift:
@@ -54,7 +55,7 @@ class WindowAttention(nn.Module):
         )
 
     def _biases(self) -> Float[Array, "1 heads tokens tokens"]:
-        """Looks up the biases of all pairs of places in a window."""
+        """Returns the biases of all pairs of positions in a window."""
         shape = ((2 * self.window - 1) ** 2, self.heads)
         table = self.param(_TABLE, nn.initializers.normal(0.02), shape)
         return jnp.moveaxis(table[_relative_positions(self.window)], -1, 0)[None]
@@ -63,10 +64,10 @@ class WindowAttention(nn.Module):
 def tiles(
     x: Shaped[AnyArray, "batch height width features"], side: int
 ) -> Shaped[AnyArray, "batch rows columns side side features"]:
-    """Cuts an image into squares.
+    """Returns an image cut into squares.
 
     Raises:
-      ValueError: if they do not fit.
+      ValueError: if the squares do not fit.
     """
     batch, height, width, features = x.shape
     if height % side or width % side:
@@ -81,26 +82,26 @@ def tiles(
 def untiled(
     x: Float[AnyArray, "batch rows columns side side features"],
 ) -> Float[Array, "batch height width features"]:
-    """Puts an image together from its squares."""
+    """Returns the image made of squares; the inverse of :func:`tiles`."""
     batch, rows, columns, side, _, features = x.shape
     return jnp.reshape(x.swapaxes(2, 3), (batch, rows * side, columns * side, features))
 
 
 def _relative_positions(side: int) -> Int[np.ndarray, "tokens tokens"]:
-    """Numbers the differences of places: rows of a bias table."""
-    places = np.indices((side, side)).reshape(2, -1)
-    rows, columns = places[:, :, None] - places[:, None, :] + side - 1
+    """Returns the row of the bias table for every pair of positions in a window."""
+    positions = np.indices((side, side)).reshape(2, -1)
+    rows, columns = positions[:, :, None] - positions[:, None, :] + side - 1
     return rows * (2 * side - 1) + columns
 
 
 def _mask(
     height: int, width: int, side: int, shift: int
 ) -> Float[np.ndarray, "windows 1 tokens tokens"]:
-    """Keeps apart what neighbours in a shifted window only because it wraps around."""
+    """Returns logit biases that keep patches apart that only wrapping makes neighbours."""
 
     def regions(length: int) -> Int[np.ndarray, "length"]:
-        places = np.arange(length)
-        return 1 * (places >= length - side) + (places >= length - shift)
+        positions = np.arange(length)
+        return 1 * (positions >= length - side) + (positions >= length - shift)
 
     image = 3 * regions(height)[:, None] + regions(width)
     windows = tiles(image[None, :, :, None], side)
@@ -110,7 +111,7 @@ def _mask(
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each behind a norm and beside a residual connection.
+    """Attention and an MLP, each with a norm before it and a residual connection.
 
     Attributes:
       heads: number of heads.
@@ -128,7 +129,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width features"]
     ) -> Float[Array, "batch height width features"]:
-        """Returns the residual stream behind the block."""
+        """Returns the residual stream after the block."""
         # One window that holds the whole image cannot be shifted.
         window = min(self.window, *x.shape[1:3])
         shift = window // 2 if self.shifted and window < min(x.shape[1:3]) else 0
@@ -137,13 +138,13 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Makes one patch of twice the features out of two by two."""
+    """Merges each two by two patches into one with twice the features."""
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width features"]
     ) -> Float[Array, "batch height2 width2 features2"]:
-        """Returns an image of half the side."""
+        """Returns an image with sides of half the length."""
         # timm's order of the four patches: column by column.
         squares = tiles(x, 2).swapaxes(3, 4)
         x = jnp.reshape(squares, (*squares.shape[:3], -1))
@@ -176,7 +177,7 @@ class Swin(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Returns the outputs; training is no different."""
+        """Returns the outputs; ``train`` makes no difference."""
         del train
         side = (self.patch, self.patch)
         x = nn.Conv(self.width, side, side, "VALID", name="patch_embed")(x)
@@ -194,16 +195,17 @@ class Swin(nn.Module):
 
 
 def swin_tiny(outputs: int = 1000) -> Swin:
-    """Makes timm's Swin-T, for images of 224x224."""
+    """Returns timm's Swin-T, for images of 224x224."""
     return Swin(outputs, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24))
 
 
 def spec(model: Swin) -> PermutationSpec:
-    """Declares the permutation spec: one perm for every stage, four for every block.
+    """Returns the declared permutation spec: one perm per stage, and four per block.
 
-    The blocks of a stage write to its residual stream; a block has its heads, which
-    the table of biases follows, in each head one perm for Q and K and one for V and the
-    projection, and the hidden units of its MLP.
+    The blocks of a stage write to its residual stream. The four perms of a block are
+    its heads, to which the columns of the bias table belong; within each head, the
+    features of Q and K, and those of V and the projection; and the hidden units of its
+    MLP.
     """
     net = Declaration()
     stream = net.perm("stage0", model.width)

@@ -1,8 +1,8 @@
-"""VGG (Simonyan and Zisserman 2015), as in torchvision: with or without BatchNorm.
+"""VGG (Simonyan and Zisserman 2015), as in torchvision, with or without BatchNorm.
 
-Images are NHWC here, so the flatten behind the convolutions is in the order (height,
-width, channel); PyTorch's is (channel, height, width), and its first Dense kernel needs
-its inputs reordered. There is no dropout: it does nothing in evaluation.
+Images are NHWC here, so the flatten after the convolutions is in the order (height,
+width, channel). PyTorch's order is (channel, height, width), so the inputs of its first
+Dense kernel need reordering. There is no dropout: it does nothing in evaluation.
 """
 
 import flax.linen as nn
@@ -18,15 +18,14 @@ from zipjax.types import AnyArray
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions with max pooling behind each, and three Dense layers.
+    """Stages of 3x3 convolutions, each followed by max pooling, and three Dense layers.
 
     Attributes:
       outputs: number of outputs.
-      stages: for every stage the numbers of channels of its convolutions.
+      stages: for every stage, the numbers of channels of its convolutions.
       hidden: widths of the Dense layers before the last.
-      pool: side of the image to which adaptive average pooling brings what is
-        flattened.
-      batch_norm: whether there is a BatchNorm behind every convolution.
+      pool: side of the image that is flattened, after adaptive average pooling.
+      batch_norm: whether every convolution is followed by BatchNorm.
     """
 
     outputs: int
@@ -37,7 +36,7 @@ class VGG(nn.Module):
 
     @property
     def convolutions(self) -> list[tuple[str, int]]:
-        """Numbers "<stage>_<convolution>" from 1, as in the paper, and channels."""
+        """Names "<stage>_<convolution>", counted from 1 as in the paper; channels."""
         return [
             (f"{stage}_{number}", features)
             for stage, channels in enumerate(self.stages, 1)
@@ -66,36 +65,36 @@ class VGG(nn.Module):
 def adaptive_avg_pool(
     x: Float[AnyArray, "batch height width channels"], size: int
 ) -> Float[Array, "batch size size channels"]:
-    """Averages over windows so that a square image of a given side comes out.
+    """Returns a square image of the given side, averaged over windows.
 
-    Window k of n is from floor(k h / n) to ceil((k + 1) h / n), as in PyTorch.
+    Window k of n reaches from floor(k h / n) to ceil((k + 1) h / n), as in PyTorch.
     """
     rows, columns = (_windows(length, size) for length in x.shape[1:3])
     return jnp.einsum("bhwc,ph,qw->bpqc", x, rows, columns)
 
 
 def _windows(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    places, k = np.arange(length), np.arange(size)[:, None]
-    inside = (places >= k * length // size) & (places < -(-(k + 1) * length // size))
+    rows, k = np.arange(length), np.arange(size)[:, None]
+    inside = (rows >= k * length // size) & (rows < -(-(k + 1) * length // size))
     return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def vgg11(outputs: int = 1000, *, batch_norm: bool = False) -> VGG:
-    """Makes torchvision's VGG-11."""
+    """Returns torchvision's VGG-11."""
     stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
     return VGG(outputs, stages, batch_norm=batch_norm)
 
 
 def vgg16(outputs: int = 1000, *, batch_norm: bool = False) -> VGG:
-    """Makes torchvision's VGG-16."""
+    """Returns torchvision's VGG-16."""
     stages = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
     return VGG(outputs, stages, batch_norm=batch_norm)
 
 
 def spec(model: VGG) -> PermutationSpec:
-    """Declares the permutation spec: one perm for every layer but the last.
+    """Returns the declared permutation spec: one perm for every layer but the last.
 
-    Behind the flatten, every channel stands at all places of the pooled image.
+    After the flatten, every channel occurs at all positions of the pooled image.
     """
     net, x = Declaration(), None
     for number, features in model.convolutions:

@@ -1,6 +1,7 @@
 """Vision transformer (Dosovitskiy et al. 2021), as in timm.
 
-Learned positions, pre-norm blocks, Q, K and V from one Dense layer, exact GELU.
+It has learned positions, pre-norm blocks, Q, K and V from one Dense layer, and the
+exact GELU.
 """
 
 import flax.linen as nn
@@ -28,12 +29,12 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens features"]
     ) -> Float[Array, "batch tokens features"]:
-        """Returns what the heads read, projected."""
+        """Returns the heads' outputs, projected."""
         return attention(x, self.heads)
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each behind a norm and beside a residual connection.
+    """Attention and an MLP, each with a norm before it and a residual connection.
 
     Attributes:
       heads: number of heads.
@@ -47,13 +48,13 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens features"]
     ) -> Float[Array, "batch tokens features"]:
-        """Returns the residual stream behind the block."""
+        """Returns the residual stream after the block."""
         attend = Attention(self.heads, name="attn")
         return transformer_block(x, attend, hidden=self.hidden, epsilon=_EPSILON)
 
 
 class ViT(nn.Module):
-    """Patch embedding, blocks, and a linear head on one token or on the mean of all.
+    """Patch embedding, blocks, and a linear head on a class token or on the mean.
 
     Attributes:
       outputs: number of outputs.
@@ -62,8 +63,8 @@ class ViT(nn.Module):
       heads: number of heads of every block.
       patch: side of the patches.
       hidden: width of the MLPs' hidden layer; by default four times the stream's.
-      class_token: whether a token in front of the patches collects what the head reads;
-        else it reads the mean of the patches.
+      class_token: whether the head reads a token of its own, in front of the patches;
+        otherwise it reads the mean of the patches.
     """
 
     outputs: int
@@ -83,13 +84,13 @@ class ViT(nn.Module):
     def __call__(
         self, x: Float[AnyArray, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
-        """Returns the outputs; training is no different."""
+        """Returns the outputs; ``train`` makes no difference."""
         del train
         x = self._embed(x)
         for number in range(self.depth):
             x = Block(self.heads, self.mlp_width, name=f"blocks_{number}")(x)
-        # The norm acts on each token, so pooling a token may as well come first; with
-        # the mean it does so in timm too, where this norm is called ``fc_norm`` then.
+        # The norm acts on each token, so a token may be selected before it. timm takes
+        # the mean before it as well, and then calls this norm ``fc_norm``.
         x = x[:, 0] if self.class_token else jnp.mean(x, axis=1)
         x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
         return nn.Dense(self.outputs, name="head")(x)
@@ -110,20 +111,21 @@ class ViT(nn.Module):
 
 
 def vit_small(outputs: int = 1000, *, patch: int = 16) -> ViT:
-    """Makes timm's ViT-S."""
+    """Returns timm's ViT-S."""
     return ViT(outputs, width=384, depth=12, heads=6, patch=patch)
 
 
 def vit_base(outputs: int = 1000, *, patch: int = 16) -> ViT:
-    """Makes timm's ViT-B."""
+    """Returns timm's ViT-B."""
     return ViT(outputs, width=768, depth=12, heads=12, patch=patch)
 
 
 def spec(model: ViT) -> PermutationSpec:
-    """Declares the permutation spec: one perm, and four for every block.
+    """Returns the declared permutation spec: one perm, and four per block.
 
-    All blocks write to one residual stream. A block has its heads, in each head one
-    perm for Q and K and one for V and the projection, and the hidden units of its MLP.
+    All blocks write to one residual stream, which is one perm.
+    The four perms of a block are its heads; within each head, the features of Q and K,
+    and those of V and the projection; and the hidden units of its MLP.
     """
     net = Declaration()
     stream = net.perm("stream", model.width)

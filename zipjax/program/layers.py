@@ -1,9 +1,9 @@
-"""The linear layers of a traced network, with what stands behind each of them.
+"""The linear layers of a traced network, with the operations that follow each of them.
 
-A layer is the product of a value that depends on the data with a kernel, followed by
-what is affine and constant: a bias, a BatchNorm in evaluation mode. Its *value* is the
-last of these; where a residual sum comes next, the value and the other operand of that
-sum.
+A layer is the product of a value that depends on the data and a kernel, followed by
+affine operations with constants: a bias, a BatchNorm in evaluation mode. Its *value* is
+the result of the last of these. If a residual sum comes next, the sum and its other
+operand, the *rest*, are recorded too.
 """
 
 import collections
@@ -29,12 +29,12 @@ class Layer:
       number: position of its product among the program's equations.
       shape: the kernel's shape.
       equation: that product, a ``dot_general`` or ``conv_general_dilated``.
-      side: which operand of the product is the kernel.
-      value: what comes out behind the affine operations.
-      rest: the other operand of the residual sum behind ``value``, if no later layer
-        is part of it.
+      side: number of the product's operand that is the kernel, 0 or 1.
+      value: the result of the affine operations after the product.
+      rest: the other operand of the residual sum that reads ``value``, unless a later
+        layer is part of it.
       total: that sum; ``value`` itself if there is none.
-      relu: whether nothing but a ReLU reads ``total``.
+      relu: whether ``total`` is read by a ReLU and by nothing else.
     """
 
     kernel: str
@@ -58,21 +58,25 @@ class Layer:
         """The value that is multiplied by the kernel."""
         value = self.equation.operands[1 - self.side]
         if isinstance(value, Literal):
-            raise TypeError("a layer's input is a value of the program")
+            raise TypeError("a layer's input must be a value, not a constant")
         return value
 
 
 def find_layers(program: Program) -> dict[str, Layer]:
-    """Finds the layers of a program by their kernels, in program order.
+    """Returns the layers of a program by the paths of their kernels, in program order.
 
-    Left out are kernels that are used more than once or in another layout than their
-    own, convolutions in groups, and products with batch axes.
+    Kernels that are used more than once or in another layout, grouped convolutions, and
+    products with batch axes are left out.
     """
     return _Finder(program).layers()
 
 
 class _Finder:
-    """One program, with who reads what."""
+    """Finds the layers of one program.
+
+    It knows every value's readers and, for values that depend on data, the position of
+    the latest layer that they depend on (-1 if there is none).
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -94,7 +98,7 @@ class _Finder:
         }
 
     def _uses(self) -> collections.Counter[str]:
-        """Counts what reads each parameter, whatever layout it has there."""
+        """Counts the equations that read each parameter, in any layout."""
         return collections.Counter(
             self._views[operand].path
             for eqn in self._program.equations
@@ -114,7 +118,7 @@ class _Finder:
         return found
 
     def _find_latest(self) -> None:
-        """Notes the position of the last layer that each data value depends on."""
+        """Records the latest layer that each data value depends on."""
         for number, eqn in enumerate(self._program.equations):
             sources = [self._latest[x] for x in self._data(eqn)]
             if sources:
@@ -147,7 +151,7 @@ class _Finder:
         return readers[0] if len(readers) == 1 else None
 
     def _affine(self, value: ValueId) -> Equation | None:
-        """Returns the next operation if it only adds to or multiplies the value."""
+        """Returns a value's only reader if that adds to, scales or casts the value."""
         eqn = self._only_reader(value)
         if eqn is None or not self._same_shape(eqn, value):
             return None
@@ -205,9 +209,14 @@ def _values(operands: tuple[Operand, ...]) -> list[ValueId]:
 
 
 def live_values(program: Program, number: int) -> tuple[ValueId, ...]:
-    """Returns what is known before an equation and read there or later.
+    """Returns the values that are known before an equation and read there or later.
 
-    Only values that depend on the program's inputs: the others are computed anew.
+    Values that do not depend on the program's inputs are left out: they can be computed
+    from the parameters.
+
+    Args:
+      program: the traced function.
+      number: the equation's position.
     """
     known = set(program.inputs)
     for eqn in program.equations[:number]:

@@ -1,4 +1,4 @@
-"""Values of a traced network that are parameters but for their layout and dtype."""
+"""Values of a traced network that are parameters in another layout or dtype."""
 
 import dataclasses
 
@@ -9,11 +9,13 @@ _SAME_SHAPE = {"convert_element_type", "copy", "reduce_precision"}
 
 @dataclasses.dataclass(frozen=True)
 class ParameterView:
-    """A value that is a parameter but for its layout.
+    """A value that is a parameter in another layout.
 
     Attributes:
       path: the parameter.
-      axes: for every axis of the value, that of the parameter, or None (broadcast).
+      axes: for every axis of the value, the number of the parameter's axis; None if the
+        parameter is broadcast along it. A bias ``[8]`` broadcast to ``[1, 4, 8]`` has
+        the axes ``(None, None, 0)``.
     """
 
     path: str
@@ -21,7 +23,7 @@ class ParameterView:
 
 
 def parameter_views(program: Program) -> dict[ValueId, ParameterView]:
-    """Follows parameters through changes of layout and dtype."""
+    """Returns all views, found by following parameters through layout changes."""
     views = {
         number: ParameterView(path, tuple(range(len(program.avals[number].shape))))
         for path, number in program.params.items()
@@ -38,7 +40,7 @@ def parameter_views(program: Program) -> dict[ValueId, ParameterView]:
 def _relayout(
     eqn: Equation, axes: tuple[int | None, ...], program: Program
 ) -> tuple[int | None, ...] | None:
-    """Returns the axes of the result of a layout change; None for anything else."""
+    """Returns the axes of a layout change's result; None for any other equation."""
     name, params = eqn.primitive.name, eqn.params
     shape = program.avals[eqn.results[0]].shape
     if name in _SAME_SHAPE:
@@ -55,7 +57,7 @@ def _relayout(
 
 
 def _match_ones(before: tuple, after: tuple, axes: tuple) -> tuple | None:
-    """Carries ``axes`` through a reshape that only adds or drops axes of size 1."""
+    """Returns ``axes`` after a reshape that only adds or drops axes of size 1."""
     kept = [axis for axis, size in zip(axes, before, strict=True) if size != 1]
     if [n for n in before if n != 1] != [n for n in after if n != 1]:
         return None

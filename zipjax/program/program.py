@@ -1,8 +1,8 @@
-"""A JAX function as a flat list of primitive equations, and its evaluation.
+"""A JAX function as a flat list of primitive equations, and their evaluation.
 
 Nested calls (jit, remat, custom derivatives) are inlined, so that every value of the
-forward pass has a number: a unit's activations are read there, with no hooks in the
-model.
+forward pass has a number. Activations are read by that number, so that models need no
+hooks.
 """
 
 import dataclasses
@@ -49,13 +49,13 @@ class Equation:
     """One primitive operation.
 
     Attributes:
-      primitive: what it does.
-      operands: what it reads.
+      primitive: the operation.
+      operands: the values and constants that it reads.
       results: numbers of the values that it computes.
       params: the primitive's parameters.
       source: JAX's record of the user's line.
-      call: that of the outermost call that was inlined around it, if there is one: a
-        jitted function is traced once, and its lines are those of its first call.
+      call: the same record of the outermost inlined call around it, if there is one. (A
+        jitted function is traced once, so its lines are those of its first call.)
     """
 
     primitive: jex_core.Primitive
@@ -93,19 +93,19 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """A rule that computes a value from others instead of from the program."""
+    """A rule that computes a value from others, in place of the program's equation."""
 
     operands: tuple[ValueId, ...]
     function: Callable[..., Any]
 
 
 def trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
-    """Traces ``apply_fn(params, *inputs)``; nothing is computed.
+    """Returns the program of ``apply_fn(params, *inputs)``; nothing is computed.
 
     Args:
       apply_fn: the forward pass in evaluation mode.
-      params: parameter pytree, of arrays or ``jax.ShapeDtypeStruct``.
-      *inputs: the other inputs, likewise.
+      params: parameter pytree, of arrays or of ``jax.ShapeDtypeStruct``.
+      *inputs: the other inputs, of either kind.
     """
     closed = jax.make_jaxpr(apply_fn)(params, *inputs)
     program = from_jaxpr(closed)
@@ -119,7 +119,7 @@ def trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
 
 
 def from_jaxpr(closed: jex_core.ClosedJaxpr) -> Program:
-    """Flattens a jaxpr, such as the body of a loop; all its arguments are inputs."""
+    """Returns a jaxpr, such as a loop's body, as a program without parameters."""
     tracer = _Flattener()
     numbers = [tracer.new_value(var.aval) for var in closed.jaxpr.invars]
     constants = [tracer.new_value(var.aval) for var in closed.jaxpr.constvars]
@@ -134,21 +134,21 @@ def from_jaxpr(closed: jex_core.ClosedJaxpr) -> Program:
     )
 
 
-def evaluate(
+def compute_values(
     program: Program,
     leaves: Mapping[str, Any],
     inputs: Sequence[Any],
     wanted: Iterable[Operand],
     derived: Mapping[ValueId, Derived] | None = None,
 ) -> list[Any]:
-    """Computes values of a program, on demand: what is not needed is not run.
+    """Returns values of a program; only the equations that they need are run.
 
     Args:
       program: the traced function.
       leaves: parameters by path, of the traced shapes.
       inputs: the other inputs, flattened.
       wanted: the values to return.
-      derived: values to compute by other rules than the program's.
+      derived: rules that replace the program's equations, by value number.
 
     Returns:
       The wanted values, in order.
@@ -181,19 +181,19 @@ def evaluate(
 
 
 def own_rule(program: Program, value: ValueId) -> Derived:
-    """Returns the program's rule for a computed value, to derive others around it."""
+    """Returns the program's own rule for a value, for use within a replacement."""
     eqn = program.producers()[value]
     operands = tuple(dict.fromkeys(x for x in eqn.operands if isinstance(x, ValueId)))
-    place = eqn.results.index(value)
+    position = eqn.results.index(value)
 
     def function(*values: Any) -> Any:
-        return _run(eqn, dict(zip(operands, values, strict=True)))[place]
+        return _run(eqn, dict(zip(operands, values, strict=True)))[position]
 
     return Derived(operands, function)
 
 
 class _Flattener:
-    """Collects equations with fresh value numbers while it inlines calls."""
+    """Collects equations, with new value numbers, while it inlines calls."""
 
     def __init__(self) -> None:
         self.avals: list[Any] = []
@@ -208,7 +208,7 @@ class _Flattener:
     def inline(
         self, jaxpr: Any, constants: Sequence[Operand], operands: Sequence[Operand]
     ) -> list[Operand]:
-        """Adds a jaxpr's equations and returns its outputs as operands."""
+        """Adds a jaxpr's equations; returns its outputs as operands."""
         numbers: dict[Any, Operand] = {}
         numbers.update(zip(jaxpr.constvars, constants, strict=True))
         numbers.update(zip(jaxpr.invars, operands, strict=True))

@@ -1,4 +1,4 @@
-"""A layer as a product of matrices: rows of samples, columns of units."""
+"""A layer as a product of matrices, with a row per sample and a column per unit."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from zipjax.types import AnyArray, Array
 
 
 def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
-    """Returns what a layer multiplies by its kernel, a row an output position."""
+    """Returns a layer's inputs as a matrix, with one row per output position."""
     if _is_convolution(layer):
         return _patches(x, layer)
     axes = layer.equation.params["dimension_numbers"][0][1 - layer.side]
@@ -24,7 +24,7 @@ def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
 
 
 def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
-    """Returns a layer's product with another kernel, in the precision of ``x``."""
+    """Returns a layer's product with the given kernel, in the precision of ``x``."""
     eqn = layer.equation
     kernel = jnp.asarray(kernel, x.dtype)
     wide = {"precision": lax.Precision.HIGHEST, "preferred_element_type": x.dtype}
@@ -34,8 +34,8 @@ def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
 
 
 def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
-    """Returns a layer's product, or a value of its shape, as rows of units."""
-    axes = unit_axes(layer, y.ndim)
+    """Returns a layer's product, or a value of that shape, with one column per unit."""
+    axes = output_unit_axes(layer, y.ndim)
     space = jnp if isinstance(y, Array) else np
     columns = math.prod(y.shape[k] for k in axes)
     others = [k for k in range(y.ndim) if k not in axes]
@@ -43,8 +43,13 @@ def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
     return moved.reshape(-1, columns)
 
 
-def unit_axes(layer: Layer, rank: int) -> list[int]:
-    """Returns which axes of a layer's product, of so many, are the units'."""
+def output_unit_axes(layer: Layer, rank: int) -> list[int]:
+    """Returns the axes of a layer's product that hold its units.
+
+    Args:
+      layer: the layer.
+      rank: number of axes of its product.
+    """
     if _is_convolution(layer):
         return [layer.equation.params["dimension_numbers"].out_spec[1]]
     contracted = layer.equation.params["dimension_numbers"][0][layer.side]
@@ -53,7 +58,7 @@ def unit_axes(layer: Layer, rank: int) -> list[int]:
 
 
 def kernel_matrix(layer: Layer, kernel: AnyArray) -> Float[np.ndarray, "inputs units"]:
-    """Returns the kernel for :func:`input_rows`, in float64."""
+    """Returns the kernel as the matrix that multiplies the input rows, in float64."""
     consumed, produced = kernel_axes(layer)
     moved = np.transpose(np.asarray(kernel, np.float64), [*consumed, *produced])
     return moved.reshape(math.prod(moved.shape[: len(consumed)]), -1)
@@ -62,14 +67,20 @@ def kernel_matrix(layer: Layer, kernel: AnyArray) -> Float[np.ndarray, "inputs u
 def matrix_kernel(
     layer: Layer, matrix: Float[np.ndarray, "inputs units"], like: Any
 ) -> Array:
-    """The inverse of :func:`kernel_matrix`, of the shape and dtype of ``like``."""
+    """Returns a matrix as a kernel; the inverse of :func:`kernel_matrix`.
+
+    Args:
+      layer: the layer.
+      matrix: the kernel as a matrix.
+      like: an array with the kernel's shape and dtype.
+    """
     axes = [*itertools.chain(*kernel_axes(layer))]
     opened = matrix.reshape([like.shape[k] for k in axes])
     return jnp.asarray(np.transpose(opened, np.argsort(axes)), like.dtype)
 
 
 def kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
-    """Returns the kernel's consumed and produced axes, in the order of the rows'."""
+    """Returns the kernel's consumed axes, as ordered in input rows, and the others."""
     numbers = layer.equation.params["dimension_numbers"]
     if _is_convolution(layer):
         produced, consumed, *window = numbers.rhs_spec
@@ -83,7 +94,7 @@ def _is_convolution(layer: Layer) -> bool:
 
 
 def _patches(x: Array, layer: Layer) -> Float[Array, "samples inputs"]:
-    """Cuts the windows of a convolution out of its input."""
+    """Returns the input windows of a convolution, one row per output position."""
     params = layer.equation.params
     batch, features, *spatial = params["dimension_numbers"].lhs_spec
     x = jnp.transpose(x, (batch, *spatial, features))

@@ -1,4 +1,7 @@
-"""Matching perms whose similarities depend on one another (MuDSC, Algorithm 1)."""
+"""Coordinate ascent over perms whose similarities depend on one another.
+
+MuDSC, Algorithm 1; Git Re-Basin, Algorithm 1.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,31 +19,33 @@ Assigned: TypeAlias = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """The assignments of all zipped perms and the matrices M and U of these."""
+class Matching:
+    """The assignments of all zipped perms, and their matrices M and U."""
 
     assignments: Assigned
     matrices: Matrices
 
     @classmethod
-    def of(cls, assigned: Assigned, spec: PermutationSpec, num_models: int) -> "State":
-        """Makes a state from assignments."""
+    def of(
+        cls, assigned: Assigned, spec: PermutationSpec, num_models: int
+    ) -> "Matching":
+        """Makes a matching from assignments."""
         return cls(assigned, model_matrices(assigned, spec, num_models))
 
     def updated(
         self, assigned: Assigned, spec: PermutationSpec, num_models: int
-    ) -> "State":
-        """Returns the state with other assignments of some perms.
+    ) -> "Matching":
+        """Returns the matching with other assignments of some perms.
 
-        These must hold, with a perm, all that is nested in it.
+        With a perm these must include all perms nested in it.
         """
         new = model_matrices(assigned, spec, num_models)
-        return State({**self.assignments, **assigned}, {**self.matrices, **new})
+        return Matching({**self.assignments, **assigned}, {**self.matrices, **new})
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """When coordinate descent ends.
+    """When coordinate ascent ends.
 
     Attributes:
       sweeps: the largest number of sweeps over all perms.
@@ -64,8 +69,8 @@ class Sweep:
 
     Attributes:
       number: its number; 0 is the start.
-      objective: the mean similarity of units that are matched with each other.
-      changed: number of perms that were matched otherwise than before.
+      objective: the mean similarity of matched units.
+      changed: number of perms that were matched differently than before.
     """
 
     number: int
@@ -76,29 +81,29 @@ class Sweep:
 Report: TypeAlias = Callable[[Sweep], None]
 
 
-def coordinate_descent(
-    start: State,
+def coordinate_ascent(
+    start: Matching,
     roots: Sequence[str],
-    rematch: Callable[[str, State], State],
-    objective: Callable[[State], float],
+    rematch: Callable[[str, Matching], Matching],
+    objective: Callable[[Matching], float],
     schedule: Schedule,
     key: Array,
     report: Report,
-) -> State:
+) -> Matching:
     """Matches perms in turn, each in a new random order, until nothing improves.
 
     Args:
-      start: the first state.
+      start: the first matching.
       roots: the perms to match in turn; perms nested in one are matched with it.
-      rematch: returns the state with one of them, and what is nested in it, matched
-        anew.
+      rematch: returns the matching with one of them, and all perms nested in it,
+        matched again.
       objective: the mean similarity of matched units.
       schedule: when to stop.
       key: PRNG key of the orders.
       report: called with the start and with every sweep.
 
     Returns:
-      The best of the start and the states after each sweep.
+      The best of the start and the matchings after each sweep.
     """
     now = best = start
     value = best_value = objective(now)

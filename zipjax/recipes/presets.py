@@ -1,4 +1,4 @@
-"""Recipes: how units are matched. Presets over public parts.
+"""Recipes: how units are matched, as presets over public parts.
 
 A recipe is a matcher, the similarity that it maximises and, where similarities depend
 on how other perms are matched, a schedule:
@@ -39,10 +39,10 @@ class Recipe:
       matcher: maps similarities to an assignment.
       group_matcher: matches units that hold groups of others (attention heads, the
         groups of a GroupNorm), one to one.
-      similarity: what is compared; None for matchers that compare nothing.
+      similarity: how units are compared; None for matchers that compare nothing.
       schedule: when to end, if weights are compared.
-      num_units: merged widths by perm, where they are not the models' own; passed to
-        the matcher as ``num_units``.
+      num_units: merged widths by perm, where they differ from the models' own; passed
+        to the matcher as ``num_units``.
     """
 
     name: str
@@ -51,6 +51,16 @@ class Recipe:
     similarity: Similarity | None
     schedule: Schedule = _SCHEDULE
     num_units: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def compares_activations(self) -> bool:
+        """Whether units are compared by their activations: moments are needed."""
+        return self.similarity is not None and self.similarity.balance < 1
+
+    @property
+    def compares_weights(self) -> bool:
+        """Whether units are compared by their weights: a PRNG key is needed."""
+        return self.similarity is not None and self.similarity.balance > 0
 
 
 def average() -> Recipe:
@@ -64,8 +74,9 @@ def permute(*, reference: Reference = "first") -> Recipe:
     The baseline "Permute" of ZipIt! and "A. Align" of MuDSC.
 
     Args:
-      reference: what models are aligned to: the "first" one, or "all" others, which
-        does not depend on the models' order; see :func:`zipjax.match_align`.
+      reference: the models that each one is aligned with: the "first", or "all"
+        others, which does not depend on the models' order; see
+        :func:`zipjax.match_align`.
     """
     return Recipe("permute", *_align_matchers(reference), Similarity(0.0))
 
@@ -80,9 +91,9 @@ def git_rebasin(
     """Git Re-Basin's weight matching (Ainsworth et al. 2022, Algorithm 1).
 
     Args:
-      metric: how weights are compared. "inner" products are what Git Re-Basin
-        maximises: their sum never falls from sweep to sweep. MuDSC's baseline takes
-        the "correlation".
+      metric: how weights are compared. Git Re-Basin maximises "inner" products:
+        their sum never falls from sweep to sweep. MuDSC's baseline takes the
+        "correlation".
       statistics: whether running statistics count; see :class:`Similarity`.
       reference: see :func:`permute`.
       schedule: when to end.
@@ -101,11 +112,11 @@ def zipit(
     """ZipIt! (Section 3): greedy matching of activations across and within models.
 
     Args:
-      alpha: factor of a merged unit's similarities; 0: it is never matched again.
+      alpha: factor of a merged unit's similarities; with 0 it is never matched again.
       beta: share of the merges that may be within a model, in equal parts for each
-        model; 0: none.
-      num_units: merged widths of the perms that shall be wider or narrower.
-      reference: what groups are aligned to, where there are groups; see
+        model; with 0 there are none.
+      num_units: merged widths of the perms that should be wider or narrower.
+      reference: the models that groups are aligned with, if there are groups; see
         :func:`permute`.
 
     Raises:

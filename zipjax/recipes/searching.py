@@ -9,9 +9,11 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from zipjax.merging.assembling import merge
+from zipjax.merging.assembling import merge_networks
 from zipjax.merging.each import OneOrEach
 from zipjax.merging.merged import Merged
+from zipjax.merging.networks import Networks
+from zipjax.recipes.match_and_merge import match_networks
 from zipjax.recipes.presets import Recipe
 from zipjax.similarity.moments import Moments
 from zipjax.spec.permutation_spec import PermutationSpec
@@ -26,7 +28,7 @@ class Trial:
 
     Attributes:
       settings: the values tried, by name.
-      score: what the merged model scored.
+      score: that of the merged model.
     """
 
     settings: dict[str, Any]
@@ -59,7 +61,7 @@ class Search:
 def search(
     models: Sequence[PyTree],
     spec: OneOrEach[PermutationSpec],
-    recipe: Callable[..., Recipe],
+    make_recipe: Callable[..., Recipe],
     grid: Mapping[str, Sequence[Any]],
     score: Callable[[Merged], float],
     *,
@@ -72,11 +74,11 @@ def search(
     Args:
       models: see :func:`zipjax.merge`.
       spec: see :func:`zipjax.merge`.
-      recipe: makes a recipe from settings by name, for instance ``zipjax.mudsc``.
-      grid: the values to try, by name: arguments of ``recipe``, and ``stop_at`` or
+      make_recipe: makes a recipe from settings by name, for instance ``zipjax.mudsc``.
+      grid: the values to try, by name: arguments of ``make_recipe``, and ``stop_at`` or
         ``weights`` of :func:`zipjax.merge`.
       score: calibrates (if need be) and scores a merged model; the higher the better.
-        On training data: what is chosen on test data is no longer tested by it.
+        Score on training data: test data that chose a setting no longer tests it.
       moments: see :func:`zipjax.merge`; all trials share them.
       key: see :func:`zipjax.merge`; the same for every trial.
       track: wraps the list of trials, to show progress.
@@ -95,13 +97,14 @@ def search(
         raise ValueError(
             f"the grid {dict(grid)} has no points: give every setting a value or more"
         )
+    networks = Networks.of(models, spec)
     trials = []
     for settings in track(points):
         options = {k: v for k, v in settings.items() if k in _MERGE_SETTINGS}
         parts = {k: v for k, v in settings.items() if k not in _MERGE_SETTINGS}
-        merged = merge(
-            models, spec, recipe(**parts), moments=moments, key=key, **options
-        )
+        stopping = networks.stopping_at(options.get("stop_at"))
+        assignments = match_networks(stopping, make_recipe(**parts), moments, key)
+        merged = merge_networks(stopping, assignments, options.get("weights"))
         trials.append(Trial(settings, float(score(merged))))
     return Search(tuple(trials))
 

@@ -1,4 +1,4 @@
-"""Matching from the input to the output, through what is merged already."""
+"""Matching from the input to the output, in networks merged up to the cut before."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from zipjax.batches import InputsOf
 from zipjax.merging.assembling import merge_units
-from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.merging.each import OneOrEach, one_or_each
 from zipjax.merging.merged import Merged, heads_of
-from zipjax.merging.sharing import common_stop, first_heads
-from zipjax.recipes.match_and_merge import check_num_units, match
+from zipjax.merging.networks import Networks
+from zipjax.recipes.match_and_merge import match
 from zipjax.recipes.presets import Recipe
+from zipjax.recipes.problem import check_num_units
 from zipjax.similarity.collecting import collect_moments
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, PyTree
@@ -25,12 +27,12 @@ def match_sequential(
     recipe: Recipe,
     batches: Iterable[Any],
     *,
-    inputs: Callable[[Any], Any] | None = None,
+    inputs_of: InputsOf | None = None,
     stop_at: str | int | None = None,
     calibrate: Callable[[Merged], Merged] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, Int[np.ndarray, "*_groups _total"]]:
-    """Matches units by what they do behind the merged prefix, not in the models.
+    """Matches units by their activations after the merged prefix, not in the models.
 
     :func:`zipjax.match` compares the models' own activations, which none of them sees
     again once the layers before are merged. Here the units of a cut are compared in a
@@ -39,7 +41,7 @@ def match_sequential(
     The steps are those of ``spec.cuts``, and each costs one pass over the batches.
     A residual stream is one perm from its first block to its last, so that the steps
     of a ResNet are its stages: all units of a stage are matched in the models' own
-    blocks, behind the merged stages before. The first step is that of ``match``.
+    blocks, after the merged stages before. The first step is that of ``match``.
 
     Args:
       apply_fn: see :func:`zipjax.collect_moments`. Where ``num_units`` changes widths,
@@ -47,56 +49,57 @@ def match_sequential(
       models: see :func:`zipjax.merge`.
       spec: see :func:`zipjax.merge`.
       recipe: how units are matched: by activations alone, such as ``zipjax.zipit()``.
-      batches: read once for every cut: a list, or what else can be read again.
-      inputs: see :func:`zipjax.collect_moments`.
+      batches: read once for every cut: a list, or another iterable that can be read
+        again.
+      inputs_of: see :func:`zipjax.collect_moments`.
       stop_at: see :func:`zipjax.merge`.
-      calibrate: called with every merged prefix and its heads, returns what is to be
+      calibrate: called with every merged prefix and its heads, returns the model to
         read instead; for networks with BatchNorm
         ``lambda m: zipjax.reset_batch_stats(apply_fn, m, batches)``.
       devices: see :func:`zipjax.collect_moments`.
 
     Returns:
-      The assignments, as of :func:`zipjax.match`, for :func:`zipjax.merge_units`.
+      The assignments, as :func:`zipjax.match` does, for :func:`zipjax.merge_units`.
 
     Raises:
       ValueError: if the recipe compares weights or nothing, if the batches can be read
-        once only, and whatever ``match`` and ``collect_moments`` refuse.
+        only once, and whatever ``match`` and ``collect_moments`` refuse.
     """
     _check_recipe(recipe)
     if isinstance(batches, Iterator):
         raise ValueError(
             f"batches are an iterator ({type(batches).__name__}), which is empty after "
-            "the first cut: pass what can be read once for every cut, such as a list"
+            "the first cut: pass an iterable that can be read once for every cut, such "
+            "as a list"
         )
-    specs = each(spec, len(models), "specs")
-    stop = specs[0].stop(common_stop(specs, stop_at))
-    check_num_units(specs[0], recipe, stop)
-    models = heads = first_heads(models)
-    spec = one_or_each(specs)
+    networks = Networks.of(models, spec, stop_at)
+    check_num_units(networks, recipe)
+    trees = heads = list(networks.trees)
+    head_spec = one_or_each(networks.specs)
     assignments: dict[str, np.ndarray] = {}
-    for cut in specs[0].cuts[: stop.number]:
+    for cut in networks.spec.cuts[: networks.stop.number]:
         if assignments:
             before = cut.number - 1
-            merged = merge_units(models, specs, assignments, stop_at=before)
+            merged = merge_units(trees, networks.specs, assignments, stop_at=before)
             merged = calibrate(merged) if calibrate else merged
-            heads, spec = heads_of(merged), merged.spec
+            heads, head_spec = heads_of(merged), merged.spec
         moments = collect_moments(
-            apply_fn, heads, spec, batches, inputs=inputs, devices=devices
+            apply_fn, heads, head_spec, batches, inputs_of=inputs_of, devices=devices
         )
         new = [perm for perm in cut.perms if perm not in assignments]
         widths = {p: n for p, n in recipe.num_units.items() if p in new}
         own = dataclasses.replace(recipe, num_units=widths)
-        found = match(heads, spec, own, moments=moments, stop_at=cut.number)
+        found = match(heads, head_spec, own, moments=moments, stop_at=cut.number)
         assignments |= {perm: found[perm] for perm in new}
     return assignments
 
 
 def _check_recipe(recipe: Recipe) -> None:
     similarity = recipe.similarity
-    if similarity is None or similarity.balance > 0:
+    if similarity is None or recipe.compares_weights:
         compared = "nothing" if similarity is None else "weights, in a random order"
         raise ValueError(
             f"recipe {recipe.name!r} compares {compared}, but matching from the input "
-            "to the output takes activations alone: use zipjax.zipit() or "
+            "to the output compares activations alone: use zipjax.zipit() or "
             "zipjax.permute(), or match all perms at once by zipjax.match()"
         )

@@ -1,7 +1,7 @@
-"""Merged widths: more units where a merge loses most, at a given cost.
+"""Merged widths: more units where a merge loses most, within a compute budget.
 
-A perm's units may be merged to more or fewer than a model has (``num_units``). What a
-width loses is known from the correlations, what it costs from the program.
+A perm's units may be merged to more or fewer than a model has (``num_units``). The
+correlations show how much a width loses, the program how much it costs.
 """
 
 import math
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from zipjax.merging.sharing import check_shared, shared_paths
+from zipjax.merging.networks import Networks
 from zipjax.program.layers import find_layers
 from zipjax.program.program import trace
 from zipjax.program.rows import kernel_axes
-from zipjax.recipes.match_and_merge import check_moments
 from zipjax.recipes.presets import Recipe
+from zipjax.recipes.problem import check_moments
 from zipjax.similarity.measures import activation_similarity
 from zipjax.similarity.moments import Moments
 from zipjax.spec.entries import Entries, axes_of, entry_size
@@ -36,31 +36,31 @@ def allot_units(
     steps: int = 8,
     smallest: float = 0.5,
 ) -> dict[str, int]:
-    """Chooses the merged widths that lose least at a given cost.
+    """Chooses the merged widths that lose least within a compute budget.
 
-    A perm whose units are merged to w units, the sets C, loses what its units, each
-    standardised, vary within these: with correlations R, the share
+    A perm whose standardised units are merged to w sets C loses the variance within
+    these: with correlations R, the share
 
         1 - sum_C (sum_{i,j in C} R_ij) / |C| / (N*n),
 
-    and that in every kernel that reads or writes them. Widths start at N*n, where
-    nothing is lost; the perm whose next smaller width loses least for what it saves is
-    narrowed, until the merged network costs no more than it may. Groups, and the units
-    in them, keep the models' width.
+    once in every kernel that reads or writes them. Widths start at N*n, where nothing
+    is lost. The perm whose next smaller width loses least per multiplication saved is
+    narrowed, until the merged network is within the budget. Groups, and the units in
+    them, keep the models' width.
 
-    Costs are multiplications of data by kernels; those of data by data (attention) and
+    Costs are multiplications of data by kernels. Those of data by data (attention) and
     convolutions in groups are left out.
 
     Args:
-      apply_fn: ``apply_fn(params, *inputs)``; of any width, if what is merged shall
-        run.
+      apply_fn: ``apply_fn(params, *inputs)``; it must run with other widths if the
+        merged network is to run.
       models: the models to be merged.
       spec: their permutation spec.
-      recipe: a recipe that zips, for instance ``zipjax.zipit()``. Its matcher says
-        what each width would merge.
+      recipe: a recipe that zips, for instance ``zipjax.zipit()``. Its matcher shows
+        which units each width would merge.
       *inputs: example inputs of ``apply_fn``.
-      moments: what :func:`zipjax.collect_moments` returned for these models.
-      cost: what the merged network may cost, heads included, in runs of one model.
+      moments: from :func:`zipjax.collect_moments` for these models.
+      cost: the budget of the merged network, heads included, in runs of one model.
       stop_at: see :func:`zipjax.merge`.
       steps: widths are multiples of ``n / steps``.
       smallest: the least width of a perm, as a share of n, if the recipe reaches it.
@@ -69,18 +69,18 @@ def allot_units(
       ``{perm: width}``, for a recipe's ``num_units``.
 
     Raises:
-      ValueError: if no widths cost so little, or if models, spec and moments do not
-        fit together.
+      ValueError: if no widths are within the budget, or if models, spec and moments do
+        not fit together.
     """
-    specs = [spec] * len(models)
-    trunk = shared_paths(check_shared(models, specs), spec, stop_at)
-    check_moments(models, specs, recipe, moments)
-    kernels = _kernels(apply_fn, models[0], spec, inputs)
-    copies = {path: 1 if path in trunk else len(models) for path in kernels}
+    networks = Networks.of(models, spec, stop_at)
+    check_moments(networks, recipe, moments)
+    kernels = _kernels(apply_fn, networks.trees[0], spec, inputs)
+    copies = {path: 1 if path in networks.trunk else len(models) for path in kernels}
     merged = [k._replace(uses=copies[path] * k.uses) for path, k in kernels.items()]
     losses = {
         perm: _losses(moments[perm], recipe, len(models), steps, smallest)
-        for perm in _alone(spec, spec.stop(stop_at).perms)
+        for perm in networks.perms
+        if spec.is_plain(perm)
     }
     limit = cost * _price(kernels.values(), spec.sizes)
     return _narrowed(losses, merged, spec.sizes, limit)
@@ -120,16 +120,10 @@ def _kernels(
     return found
 
 
-def _alone(spec: PermutationSpec, perms: Sequence[str]) -> list[str]:
-    """Returns the perms that neither are groups nor lie in some."""
-    groups = {group for perm in spec.perms.values() for group in perm.groups}
-    return [p for p in perms if p not in groups and not spec.perms[p].groups]
-
-
 def _losses(
     moments: Moments, recipe: Recipe, num_models: int, steps: int, smallest: float
 ) -> dict[int, float]:
-    """Returns what a perm loses at each of its widths."""
+    """Returns the loss of a perm at each of its widths."""
     similarity = activation_similarity(moments)
     total = len(similarity)
     least = math.ceil(smallest * steps)
@@ -167,12 +161,12 @@ def _narrowed(
     sizes: Mapping[str, int],
     limit: float,
 ) -> dict[str, int]:
-    """Narrows perms, from all units on, until the price is within the limit."""
+    """Narrows perms, starting from all units, until the price is within the limit."""
     touched = {perm: [k for k in kernels if perm in k.perms] for perm in losses}
     widths = {perm: max(own) for perm, own in losses.items() if touched[perm]}
 
     def rate(perm: str) -> tuple[float, str, int]:
-        """What the next width loses for what it saves."""
+        """Returns the next width's loss per multiplication saved, perm and width."""
         narrower = max(w for w in losses[perm] if w < widths[perm])
         lost = losses[perm][narrower] - losses[perm][widths[perm]]
         now = {**sizes, **widths}
@@ -185,7 +179,7 @@ def _narrowed(
         if not open_perms:
             raise ValueError(
                 f"the least widths {widths} cost {price:.3g} multiplications, not the "
-                f"{limit:.3g} that are allowed: raise cost, or lower smallest"
+                f"{limit:.3g} that are allowed: raise cost or lower smallest"
             )
         _, perm, width = min(map(rate, open_perms))
         widths[perm] = width

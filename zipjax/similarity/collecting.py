@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -10,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.batches import batch_inputs
+from zipjax.batches import InputsOf, input_batches
 from zipjax.merging.each import OneOrEach, each, one_or_each
-from zipjax.merging.sharing import Specs, check_shared, common_perms, first_heads
-from zipjax.program.program import evaluate, trace
+from zipjax.merging.networks import Networks
+from zipjax.program.program import compute_values, trace
 from zipjax.similarity.moments import Moments
 from zipjax.spec.blocks import unit_views
 from zipjax.spec.permutation_spec import PermutationSpec
@@ -21,7 +20,7 @@ from zipjax.tracing.taps import find_taps
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
 
-State = dict[str, Moments]
+PermMoments = dict[str, Moments]
 
 
 def collect_moments(
@@ -30,30 +29,31 @@ def collect_moments(
     spec: OneOrEach[PermutationSpec],
     batches: Iterable[Any],
     *,
-    inputs: Callable[[Any], Any] | None = None,
+    inputs_of: InputsOf | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, Moments]:
     """Collects the moments of every perm's units, of all models together.
 
-    Units of model i of a perm of n units stand at [i * n, (i + 1) * n), those of a
-    perm nested in groups group by group. All other axes of an activation are samples:
-    of an NHWC tensor, every position.
+    Units of model i of a perm with n units have the positions [i * n, (i + 1) * n),
+    those of a perm nested in groups group by group. All other axes of an activation
+    are samples: of an NHWC tensor, every position.
 
     Args:
-      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced as it is.
-        Must be hashable (a function, or a bound method of a Flax module): the same one
-        is compiled once. A sequence of one a model where their functions differ.
+      apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced, never
+        modified. Must be hashable (a function, or a bound method of a Flax module): it
+        selects the compiled program. A sequence with one per model where their
+        functions differ.
       models: parameter pytrees of one architecture, or of several with a common
-        beginning; of a merged model with heads, what lies behind its trunk is read with
-        the first one.
-      spec: the permutation spec, or a sequence of one a model: the perms are then
+        beginning; in a merged model with heads, layers after the trunk are read with
+        the first head.
+      spec: the permutation spec, or a sequence with one per model: the perms are then
         those that a zip can share.
       batches: an iterable of batches; every batch is read once.
-      inputs: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
-        positional inputs whose leading axis is the batch). By default a batch is that
-        itself.
+      inputs_of: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
+        positional inputs whose leading axis is the batch). By default a batch is its
+        own input, or a tuple of inputs.
       devices: devices to share every batch among; all local ones by default. A batch
-        that they do not divide runs on the largest number of them that does.
+        whose size they do not divide runs on the largest number of them that does.
 
     Returns:
       ``{perm: Moments}`` in float32 or better, in depth order.
@@ -63,36 +63,13 @@ def collect_moments(
         batches, if a batch is empty or holds NaN, or if activations are not finite.
     """
     functions = each(apply_fn, len(models), "functions")
-    specs = each(spec, len(models), "specs")
-    check_shared(models, specs)
-    models = first_heads(models)
-    devices = tuple(devices or jax.local_devices())
-    collector = _Collector(functions, models, specs, devices)
-    for number, batch in enumerate(batches):
-        arrays = batch_inputs(number, batch, inputs)
+    networks = Networks.of(models, spec)
+    collector = _Collector(functions, networks, tuple(devices or jax.local_devices()))
+    for arrays in input_batches(batches, inputs_of):
         collector.add(arrays)
-    moments = collector.result(source_of(models, specs))
-    _check_finite(moments, specs[0])
+    moments = collector.result()
+    _check_finite(moments, networks.spec)
     return moments
-
-
-def source_of(models: Sequence[PyTree], spec: OneOrEach[PermutationSpec]) -> str:
-    """Returns a fingerprint of models and spec, by which moments are recognised."""
-    specs = each(spec, len(models), "specs")
-    one = one_or_each(specs)
-    # Notes name lines of the user's code: moving these changes no unit.
-    content = [
-        dataclasses.replace(own, notes=None).to_json()
-        for own in (one if isinstance(one, tuple) else [one])
-    ]
-    sums = [zlib.crc32("".join(content).encode())]
-    for model in first_heads(models):
-        total = 0
-        for path, leaf in path_leaves(model).items():
-            total = zlib.crc32(path.encode(), total)
-            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
-        sums.append(total)
-    return f"spec {sums[0]:08x}, models " + " ".join(f"{x:08x}" for x in sums[1:])
 
 
 def tapped_units(
@@ -115,7 +92,7 @@ def tapped_units(
     program = trace(apply_fn, model, *inputs)
     found = find_taps(program, spec, perms)
     taps = [(perm, tap) for perm, both in found.items() for tap in both]
-    values = evaluate(
+    values = compute_values(
         program,
         path_leaves(model),
         jax.tree_util.tree_leaves(inputs),
@@ -129,24 +106,23 @@ def tapped_units(
 
 
 class _Collector:
-    """Running moments, one set for every device of each device count in use."""
+    """Running moments: for each number of devices in use, one set per device."""
 
     def __init__(
         self,
         functions: Sequence[ApplyFn],
-        models: Sequence[PyTree],
-        specs: Specs,
+        networks: Networks,
         devices: tuple[Any, ...],
     ) -> None:
-        self._models, self._devices = list(models), devices
+        self._networks, self._devices = networks, devices
         self._function = functools.partial(
-            _parallel, one_or_each(functions), one_or_each(specs)
+            _parallel, one_or_each(functions), one_or_each(networks.specs)
         )
         self._empty = {
-            perm: Moments.empty(len(models) * specs[0].units(perm))
-            for perm in common_perms(specs)
+            perm: Moments.empty(len(networks) * networks.spec.units(perm))
+            for perm in networks.common_perms
         }
-        self._states: dict[int, tuple[State, list[PyTree]]] = {}
+        self._states: dict[int, tuple[PermMoments, list[PyTree]]] = {}
 
     def add(self, arrays: tuple[Any, ...]) -> None:
         size = np.shape(jax.tree_util.tree_leaves(arrays)[0])[0]
@@ -154,7 +130,7 @@ class _Collector:
         replicate, step = self._function(self._devices[:count])
         if count not in self._states:
             # The parameters are copied to every device once, not with every batch.
-            start = self._empty, self._models
+            start = self._empty, list(self._networks.trees)
             self._states[count] = replicate(np.zeros(count), start)
         state, models = self._states[count]
         shards = jax.tree_util.tree_map(
@@ -162,12 +138,7 @@ class _Collector:
         )
         self._states[count] = step(state, models, shards), models
 
-    def result(self, source: str) -> State:
-        if not self._states:
-            raise ValueError(
-                "no batches: moments need at least one batch of inputs (an iterator "
-                "that was used before is empty)"
-            )
+    def result(self) -> PermMoments:
         shards = [
             jax.tree_util.tree_map(lambda x, k=k: jnp.asarray(x[k]), host)
             for count, (state, _) in sorted(self._states.items())
@@ -179,7 +150,7 @@ class _Collector:
             for perm in self._empty
         }
         return {
-            perm: dataclasses.replace(moments, source=source)
+            perm: dataclasses.replace(moments, source=self._networks.fingerprint)
             for perm, moments in totals.items()
         }
 
@@ -189,8 +160,8 @@ def _parallel(
     apply_fn: OneOrEach[ApplyFn],
     spec: OneOrEach[PermutationSpec],
     devices: tuple[Any, ...],
-) -> tuple[Callable[..., Any], Callable[..., State]]:
-    """Returns what copies a pytree to the devices, and the step that runs on them.
+) -> tuple[Callable[..., Any], Callable[..., PermMoments]]:
+    """Returns a function that copies a pytree to the devices, and the step they run.
 
     Kept between calls, so that the same network is compiled once.
     """
@@ -202,10 +173,10 @@ def _parallel(
 def _step(
     apply_fn: OneOrEach[ApplyFn],
     spec: OneOrEach[PermutationSpec],
-    state: State,
+    state: PermMoments,
     models: list[PyTree],
     inputs: tuple[Any, ...],
-) -> State:
+) -> PermMoments:
     """Adds one device's share of a batch."""
     functions = each(apply_fn, len(models), "functions")
     specs = each(spec, len(models), "specs")
@@ -226,12 +197,12 @@ def _side_by_side(perm: str, units: Sequence[Array]) -> Array:
         raise ValueError(
             f"the units of perm {perm!r} are read at {counts} positions of one batch "
             "in the models: their functions do not read them alike. Let every head "
-            "read what the trunk returns, and resize behind its first layer"
+            "read the trunk's output, and resize after its first layer"
         )
     return jnp.concatenate(list(units), axis=1)
 
 
-def _check_finite(moments: State, spec: PermutationSpec) -> None:
+def _check_finite(moments: PermMoments, spec: PermutationSpec) -> None:
     for perm, moment in moments.items():
         finite = np.isfinite(np.asarray(jnp.diag(moment.m2) + moment.mean))
         if not finite.all():

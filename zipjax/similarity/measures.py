@@ -23,25 +23,25 @@ from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.types import Array, Leaves
 
 Metric = Literal["correlation", "cosine", "inner"]
-Units = Float[np.ndarray, "units units"]
+UnitSimilarity = Float[np.ndarray, "units units"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """What is compared when units are matched.
+    """How units are compared when they are matched.
 
     Attributes:
       balance: weight of the weight space, in [0, 1]: 0 compares activations only, 1
         weights only (MuDSC, Eq. 4, where it is called alpha).
       metric: how weights are compared: by their "correlation", their "cosine", or
         their "inner" product, which is what Git Re-Basin maximises.
-      swapped: with which matrix a unit's weights are brought into the merged space of
-        the other perms that they touch. MuDSC's reference takes M on consumed and U on
-        produced axes, the opposite of how weights are merged; so does True. False
-        takes U on consumed and M on produced ones. For permutations they are the same.
+      swapped: which matrix brings a unit's weights into the merged space of the other
+        perms that they touch. True is MuDSC's reference: M on consumed and U on
+        produced axes, the opposite of how weights are merged. False is U on consumed
+        and M on produced ones. For permutations the two are the same.
       statistics: whether the running statistics of BatchNorms count as weights. They
-        tell of activations, which helps an alignment by weights alone, but their scale
-        drowns all else in a zip.
+        describe activations, which helps an alignment by weights alone, but their
+        scale drowns everything else in a zip.
 
     Raises:
       ValueError: if the balance lies outside [0, 1] or the metric is unknown, or if
@@ -68,7 +68,7 @@ class Similarity:
             )
 
 
-def activation_similarity(moments: Moments) -> Units:
+def activation_similarity(moments: Moments) -> UnitSimilarity:
     """Returns the correlations of the units' activations, in float64 on the host."""
     return np.asarray(moments.correlation(), np.float64)
 
@@ -82,7 +82,7 @@ def weight_similarity(
     metric: Metric = "correlation",
     swapped: bool = True,
     once: bool = False,
-) -> Units | None:
+) -> UnitSimilarity | None:
     """Compares all parameters that touch the units of a perm (MuDSC, Eq. 6).
 
     A unit is represented by the concatenation of its part of every parameter, whose
@@ -103,15 +103,17 @@ def weight_similarity(
       ``[N*n, N*n]`` in float64 on the host, of the units of all groups of all models;
       None if no parameter is compared here.
     """
-    rows = []
+    samples = []
     for path in dict.fromkeys(path for path, _, _ in spec.members(perm)):
         if path in stacked:
-            rows += _rows_of(stacked[path], spec, path, perm, matrices, swapped, once)
-    return np.asarray(_compared(rows, metric), np.float64) if rows else None
+            samples += _parameter_samples(
+                stacked[path], spec, path, perm, matrices, swapped, once
+            )
+    return np.asarray(_compared(samples, metric), np.float64) if samples else None
 
 
-def _rows_of(
-    leaf: Array,
+def _parameter_samples(
+    parameter: Array,
     spec: PermutationSpec,
     path: str,
     perm: str,
@@ -119,29 +121,29 @@ def _rows_of(
     swapped: bool,
     once: bool,
 ) -> list[Array]:
-    """Returns what a parameter of all models says of units: ``[samples, N*units]``."""
+    """Returns one parameter's part of the representation: ``[samples, N*units]``."""
     entries = spec.entries[path]
-    # Perms go by number: parameters of one shape share a compiled program.
-    names = {name: str(k) for k, name in enumerate(entry_names(entries))}
+    # Perms are numbered: parameters with alike entries share a compiled program.
+    numbers = {name: str(k) for k, name in enumerate(entry_names(entries))}
     perms = tuple(
-        (short, _renamed(spec.perms[name], names))
-        for name, short in names.items()
+        (number, _renamed(spec.perms[name], numbers))
+        for name, number in numbers.items()
         if name in spec.perms
     )
-    return _merged_rows(
-        leaf,
-        {names[p]: matrices[p] for p in names if p in matrices},
-        entries=tuple(rename(entry, names) for entry in entries),
+    return _merged_samples(
+        parameter,
+        {numbers[p]: matrices[p] for p in numbers if p in matrices},
+        entries=tuple(rename(entry, numbers) for entry in entries),
         perms=perms,
-        perm=names[perm],
+        perm=numbers[perm],
         swapped=swapped,
         once=once,
     )
 
 
 @jax.jit(static_argnames=("entries", "perms", "perm", "swapped", "once"))
-def _merged_rows(
-    leaf: Array,
+def _merged_samples(
+    parameter: Array,
     matrices: Matrices,
     *,
     entries: Entries,
@@ -150,28 +152,46 @@ def _merged_rows(
     swapped: bool,
     once: bool,
 ) -> list[Array]:
-    every = dict(perms)
-    sizes = {name: x.size for name, x in every.items()}
+    """Brings all axes of a parameter but one perm's into the merged space.
 
-    def views(leaf: Array, own: Matrices) -> list[Array]:
+    For example, of a Dense kernel ``[models, inputs, units]`` with perms "0" and "1",
+    perm "1" has one block: ``U_0^T W`` of each model, ``[merged inputs, N*units]`` side
+    by side. A parameter that is a concatenation gives one block per part.
+
+    Args:
+      parameter: of all models, ``[models, ...]``.
+      matrices: M and U by perm, ``[models, ...]``.
+      entries: the parameter's entries, without the models.
+      perms: ``(name, Perm)`` of every perm among the entries.
+      perm: the perm whose units are represented.
+      swapped: see :class:`Similarity`.
+      once: see :func:`weight_similarity`.
+
+    Returns:
+      ``[samples, N*units]``, one for each block that has the perm.
+    """
+    by_name = dict(perms)
+    sizes = {name: x.size for name, x in by_name.items()}
+    num_models = parameter.shape[0]
+    # N times M only permutes where a recipe aligns.
+    factors = {p: (num_models * m, u) for p, (m, u) in matrices.items()}
+    if swapped:
+        factors = {p: _transposed(m, u) for p, (m, u) in factors.items()}
+
+    def blocks_of(array: Array, own: Matrices) -> list[Array]:
         return [
-            _merged_view(block, axes, number, perm, every, own, once=once)
-            for block, axes in array_blocks(leaf, entries, sizes)
-            for number, name in _compared_axes(axes, every).items()
+            _merged_block(block, axes, number, perm, by_name, own, once=once)
+            for block, axes in array_blocks(array, entries, sizes)
+            for number, name in _compared_axes(axes, by_name).items()
             if name == perm
         ]
 
-    num_models = leaf.shape[0]
-    # N times M: where it permutes, it does no more than that.
-    scaled = {p: (num_models * m, u) for p, (m, u) in matrices.items()}
-    if swapped:
-        scaled = {p: _transposed(*both) for p, both in scaled.items()}
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    found = jax.vmap(views)(wide, scaled)
-    return [jnp.concatenate(list(view), axis=1) for view in found]
+    wide = parameter.astype(jnp.promote_types(parameter.dtype, jnp.float32))
+    found = jax.vmap(blocks_of)(wide, factors)  # Each [models, samples, units].
+    return [jnp.concatenate(list(block), axis=1) for block in found]
 
 
-def _merged_view(
+def _merged_block(
     block: Array,
     axes: Entries,
     number: int,
@@ -185,8 +205,8 @@ def _merged_view(
     units = unit_axes(axes, number, perms[perm].groups)
     others = [k for k in range(len(axes)) if k not in units]
     merged = multiply_axes(block, axes, perms, own, numbers=others)
-    view = flat_units(merged, units)
-    return view / len(_compared_axes(axes, perms)) ** 0.5 if once else view
+    samples = flat_units(merged, units)
+    return samples / len(_compared_axes(axes, perms)) ** 0.5 if once else samples
 
 
 def _compared_axes(axes: Entries, perms: Mapping[str, Perm]) -> dict[int, str]:
@@ -206,8 +226,8 @@ def _renamed(perm: Perm, names: Mapping[str, str]) -> Perm:
 
 
 @functools.partial(jax.jit, static_argnames="metric")
-def _compared(rows: list[Array], metric: Metric) -> Array:
-    samples = jnp.concatenate(rows)
+def _compared(parts: list[Array], metric: Metric) -> Array:
+    samples = jnp.concatenate(parts)
     if metric == "correlation":
         return Moments.empty(samples.shape[1]).update(samples).correlation()
     inner = jnp.matmul(samples.T, samples, precision=jax.lax.Precision.HIGHEST)

@@ -97,7 +97,6 @@ class Moments:
         std = jnp.sqrt(jnp.maximum(jnp.diag(self.covariance()), 0))
         return jnp.where(std > self._rounding(), std, 0)
 
-    @jax.jit  # One compiled call a size: dozens of perms share a few.
     def correlation(self) -> Float[Array, "units units"]:
         """Returns Pearson's correlations, in [-1, 1].
 
@@ -105,6 +104,11 @@ class Moments:
         units are one feature, and leave room for others when merged) and 0 with the
         others; never NaN.
         """
+        # Other sources, the same shapes: one compiled program per size.
+        return dataclasses.replace(self, source=None)._correlation()
+
+    @jax.jit
+    def _correlation(self) -> Float[Array, "units units"]:
         std = self.deviation()
         scale = jnp.where(std > 0, 1 / jnp.where(std > 0, std, 1), 0)
         # Scaling by rows, then by columns: the product of two tiny deviations
@@ -116,12 +120,12 @@ class Moments:
         gap = jnp.abs(self.mean[:, None] - self.mean)
         rounding = self._rounding()
         equal = gap <= jnp.maximum(rounding[:, None], rounding)
-        # One sample does not tell a constant.
+        # One sample does not show that a unit is constant.
         same = equal & (std == 0)[:, None] & (std == 0) & (self.count > 1)
         return jnp.where(same | jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
 
     def _rounding(self) -> Float[Array, "units"]:
-        """Returns what float rounding makes of units of these means."""
+        """Returns the deviation that rounding alone gives units with these means."""
         return 4 * jnp.finfo(self.mean.dtype).eps * jnp.abs(self.mean)
 
 

@@ -1,8 +1,9 @@
-"""Arrays with compound axes, seen as arrays whose axes are atoms.
+"""Arrays with compound axes, seen as arrays in which every axis is an atom.
 
-A product is a reshape and a sum is a slice (in which families of other axes become
-one of their members, so that sums come first); everything that reads or changes units
-(permuting, merging, activations) goes through the two functions here.
+A product is opened by a reshape, a sum by slicing the array into *blocks*. Within a
+block every family is one of its members, so sums are opened first. Whatever reads or
+changes units (permuting, merging, activations) uses :func:`map_atoms` or
+:func:`array_blocks`.
 """
 
 import math
@@ -31,14 +32,14 @@ def map_atoms(
     sizes: Mapping[str, int],
     function: Callable[[Array, Entries], Array],
 ) -> Array:
-    """Applies ``function(array, entries)`` where every entry is an atom.
+    """Applies ``function(block, atoms)`` to each block, opened into atoms.
 
     Args:
-      array: an array with one entry an axis.
-      entries: the axes' entries.
+      array: an array.
+      entries: one entry per axis.
       sizes: number of units of every perm along these axes.
-      function: maps an array whose entries are all ``Axis``, ``Fixed``, ``Index`` or
-        None to one of the same rank; it may change the sizes.
+      function: maps a block whose entries are all atoms (``Axis``, ``Fixed``, ``Index``
+        or None) to one of the same rank; it may change the sizes.
 
     Returns:
       The array put together again from what ``function`` returned.
@@ -51,11 +52,11 @@ def map_atoms(
             ]
             return jnp.concatenate(mapped, axis=number)
     for number, entry in enumerate(entries):
-        before, behind = entries[:number], entries[number + 1 :]
+        before, after = entries[:number], entries[number + 1 :]
         if isinstance(entry, Product):
             factors = entry.factors
             opened = _open(array, number, factors, sizes)
-            out = map_atoms(opened, (*before, *factors, *behind), sizes, function)
+            out = map_atoms(opened, (*before, *factors, *after), sizes, function)
             return _close(out, number, len(factors))
     return function(array, entries)
 
@@ -63,7 +64,7 @@ def map_atoms(
 def array_blocks(
     array: Array, entries: Entries, sizes: Mapping[str, int]
 ) -> Iterator[tuple[Array, Entries]]:
-    """Yields the parts of an array between its sums, with atoms as entries."""
+    """Yields the blocks of an array, opened into atoms, each with their entries."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
             for parts, piece in _split(array, number, entries, sizes):
@@ -89,10 +90,11 @@ def unit_views(
 
     Args:
       array: an activation or a parameter.
-      entries: its axes' entries.
+      entries: one entry per axis.
       sizes: number of units of every perm along these axes.
-      perm: the perm whose units become the last axis; all else are samples.
-      groups: what the perm is nested in: the units of all groups are told apart.
+      perm: the perm whose units become the last axis; all other axes are samples.
+      groups: the perms and indices that the perm is nested in. They become part of the
+        last axis, outermost first: the units of different groups stay distinct.
     """
     for block, atoms in array_blocks(array, entries, sizes):
         for number in perm_axes(atoms, perm):
@@ -100,18 +102,23 @@ def unit_views(
 
 
 def perm_axes(atoms: Entries, perm: str) -> list[int]:
-    """Returns the numbers of the axes that a perm has."""
+    """Returns the numbers of the axes that belong to a perm."""
     return [k for k, x in enumerate(atoms) if isinstance(x, Axis) and x.perm == perm]
 
 
 def unit_axes(atoms: Entries, number: int, groups: tuple[str, ...]) -> tuple[int, ...]:
-    """Returns the axes of the enclosing groups, outermost first, and of the units."""
+    """Returns the axes of the groups, outermost first, followed by that of the units.
+
+    >>> heads, features = Axis("heads", "out"), Axis("features", "out")
+    >>> unit_axes((features, None, heads), 0, ("heads",))
+    (2, 0)
+    """
     places = {atom_name(entry): k for k, entry in enumerate(atoms)}
     return (*(places[group] for group in groups), number)
 
 
 def flat_units(block: Array, axes: tuple[int, ...]) -> Array:
-    """Returns a block as ``[samples, units]``: the given axes last, as one."""
+    """Returns a block as ``[samples, units]``: the given axes are joined as units."""
     units = math.prod(block.shape[k] for k in axes)
     last = tuple(range(-len(axes), 0))
     return jnp.moveaxis(block, axes, last).reshape(-1, units)
@@ -121,7 +128,7 @@ def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
     size = entry_size(entry, sizes)
     if size is None:
         raise ValueError(
-            f"the size of {entry} is unknown: in a compound, use Fixed(size) for None"
+            f"the size of {entry} is unknown: in a compound use Fixed(size) for None"
         )
     return size
 
@@ -129,7 +136,7 @@ def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
 def _split(
     array: Array, number: int, entries: Entries, sizes: Mapping[str, int]
 ) -> Iterator[tuple[Entries, Array]]:
-    """Yields the parts of a sum, each with the entries of all axes in it."""
+    """Yields ``(entries, block)`` for every part of the sum along axis ``number``."""
     entry = cast(Sum, entries[number])
     ends = np.cumsum([_size(part, sizes) for part in entry.parts])
     pieces = jnp.split(array, ends[:-1].tolist(), axis=number)

@@ -1,15 +1,15 @@
-"""Depth: how many layers lie before a parameter, and where a partial zip may stop.
+"""Depth: how many layers lead to a parameter, and where a partial zip may stop.
 
 A *layer* is a parameter with two axes or more, or one that consumes a perm. Depth is
-the number of layers on the longest path from the network's input, the count by which
-the ZipIt! paper writes "13/20": parallel branches, such as a residual shortcut, do not
-add to it.
+the number of layers on the longest path from the network's input, which is how the
+ZipIt! paper counts when it writes "13/20": parallel branches, such as a residual
+shortcut, do not add to it.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
-from zipjax.spec.entries import Entries, axes_of
+from zipjax.spec.entries import Entries, Role, axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Cut:
 
     Attributes:
       number: 1 for the cut nearest to the input.
-      perm: the deepest zipped perm, whose units the heads read.
+      perm: the deepest zipped perm, which the heads read.
       layers: number of zipped layers.
       perms: all zipped perms, in depth order.
     """
@@ -34,13 +34,16 @@ def layer_depths(entries: Mapping[str, Entries]) -> dict[str, int]:
 
     A parameter that consumes perms is one layer deeper than their deepest producer. A
     kernel that consumes none reads the network's input, or units without a perm, and
-    lies after every layer whose outputs have no perm. Biases and norms, with a single
-    axis, lie where the perm that they belong to was last produced.
+    comes after every layer whose outputs have no perm. Biases and norms, which have one
+    axis, have the depth at which the perm that they belong to was last produced.
 
-    For example, ``w1 [None, h] -> b1 [h] -> w2 [h, None]`` has the depths 1, 1 and 2.
+    >>> from zipjax.spec.entries import Axis
+    >>> h_out, h_in = Axis("h", "out"), Axis("h", "in")
+    >>> layer_depths({"w1": (None, h_out), "b1": (h_out,), "w2": (h_in, None)})
+    {'w1': 1, 'b1': 1, 'w2': 2}
 
     Args:
-      entries: those of every parameter, in the order in which the network uses them.
+      entries: every parameter's entries, in the order in which the network uses them.
     """
     depths: dict[str, int] = {}
     produced_at: dict[str, int] = {}  # By perm: the deepest layer that writes to it.
@@ -68,7 +71,7 @@ def perm_spans(
     """Returns the depths at which each perm is first and last produced.
 
     Args:
-      entries: those of every parameter, in the network's order.
+      entries: every parameter's entries, in the network's order.
       depths: every parameter's depth.
     """
     spans: dict[str, tuple[int, int]] = {}
@@ -80,9 +83,9 @@ def perm_spans(
 
 
 def find_cuts(spans: Mapping[str, tuple[int, int]]) -> tuple[Cut, ...]:
-    """Lists the closed cuts: no perm is produced both before and after one.
+    """Returns the closed cuts: no perm is produced both before and after one.
 
-    A residual stream is thus zipped with every block that writes to it.
+    A residual stream is thus zipped together with every block that writes to it.
 
     Args:
       spans: the depths at which each perm is first and last produced.
@@ -99,10 +102,10 @@ def find_cuts(spans: Mapping[str, tuple[int, int]]) -> tuple[Cut, ...]:
 
 
 def _read_perms(entries: Entries) -> list[str]:
-    """Lists the perms that a parameter reads.
+    """Returns the perms that a parameter reads.
 
-    In a fused kernel of attention K consumes what Q produces, along the same axis: it
-    reads neither.
+    In a fused QKV kernel K consumes what Q produces, along the same axis: the kernel
+    does not read that perm.
     """
     return [
         perm
@@ -112,6 +115,6 @@ def _read_perms(entries: Entries) -> list[str]:
     ]
 
 
-def _perms(entries: Entries, role: str) -> list[str]:
+def _perms(entries: Entries, role: Role) -> list[str]:
     axes = (axis for entry in entries for axis in axes_of(entry))
     return list(dict.fromkeys(axis.perm for axis in axes if axis.role == role))

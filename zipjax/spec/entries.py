@@ -1,19 +1,20 @@
 """Entries: what one axis of one parameter is tied to.
 
 * ``None``: no perm (the network's inputs and outputs, kernel windows);
-* ``Axis(perm, "out")``: *produced*: what is merged there is multiplied by M;
-* ``Axis(perm, "in")``: *consumed*: what is merged there is multiplied by U;
+* ``Axis(perm, "out")``: *produced*: a merge multiplies this axis by M;
+* ``Axis(perm, "in")``: *consumed*: a merge multiplies this axis by U;
 * ``Product(factors)``: a row-major product of entries, such as the h*w*c inputs of a
-  Dense layer behind a flatten, ``Product((Fixed(h * w), Axis("conv", "in")))``;
-* ``Sum(parts)``: a concatenation of entries, such as the inputs behind a skip
-  connection by concatenation. ``Fixed(size)`` is an atom of a compound without a perm;
-* ``Index(name, size)``: an axis without a perm whose elements are groups of units all
-  the same, such as the layers of parameters that are stacked for a scan;
-* ``Family(index, members)``: ``members[k]`` where axis number ``index`` of the same
-  array, whose entry is a Sum, is in its part k. So is the last axis of a fused QKV
-  kernel ``[features, 3, heads, head_dim]``, for Q and K share a perm that V lacks.
+  Dense layer after a flatten, ``Product((Fixed(h * w), Axis("conv", "in")))``;
+* ``Sum(parts)``: a concatenation of entries, such as the inputs of a layer that reads
+  two concatenated branches. ``Fixed(size)`` is a part or factor without a perm;
+* ``Index(name, size)``: an axis without a perm whose elements nevertheless are groups
+  of units, such as the layers of parameters that are stacked for a scan;
+* ``Family(index, members)``: ``members[k]`` wherever axis number ``index`` of the same
+  array, whose entry is a Sum, is in its part k. An example is the last axis of a fused
+  QKV kernel ``[features, 3, heads, head_dim]``: Q and K share a perm, V has another.
 
-For permutations U = M^T and the role does not matter; for a zip it does.
+``Axis``, ``Fixed``, ``Index`` and ``None`` are *atoms*; the others are *compounds*. For
+permutations U = M^T and the role does not matter; for a zip it does.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ Role = Literal["out", "in"]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """An axis whose units are those of ``perm``, produced or consumed there."""
+    """An axis that holds the units of ``perm`` and produces or consumes them."""
 
     perm: str
     role: Role
@@ -41,14 +42,14 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """A part of a compound axis that belongs to no perm."""
+    """A part or factor of a compound axis that belongs to no perm."""
 
     size: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """An axis in one order; perms that name it in ``groups`` have one an element."""
+    """An axis in a fixed order; perms may be nested in it, one for each element."""
 
     name: str
     size: int
@@ -56,25 +57,35 @@ class Index:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A row-major product of entries, outermost first."""
+    """A row-major product of entries, outermost first.
+
+    >>> flattened = Product((Fixed(7 * 7), Axis("conv", "in")))
+    >>> entry_size(flattened, {"conv": 512})
+    25088
+    """
 
     factors: tuple["Entry", ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sum:
-    """A concatenation of entries."""
+    """A concatenation of entries.
+
+    >>> joined = Sum((Axis("left", "in"), Axis("right", "in")))
+    >>> entry_size(joined, {"left": 10, "right": 6})
+    16
+    """
 
     parts: tuple["Entry", ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Entries that an axis has in turn: ``members[k]`` in part k of another axis.
+    """An axis that has the entry ``members[k]`` within part k of another axis.
 
     Attributes:
       index: number of the other axis, whose entry is a Sum with as many parts.
-      members: entries of one size.
+      members: entries of equal size.
     """
 
     index: int
@@ -116,13 +127,13 @@ def atom_name(entry: Entry) -> str | None:
 
 
 def entry_names(entries: Entries) -> list[str]:
-    """Returns the perms and indices of an array's axes, each once."""
+    """Returns the names of the perms and indices of an array's axes, each once."""
     atoms = [x for e in entries for x in (*axes_of(e), *indices_of(e))]
     return list(dict.fromkeys(name for name in map(atom_name, atoms) if name))
 
 
 def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
-    """Returns an entry with other names of its perms and indices."""
+    """Returns an entry with its perms and indices renamed."""
     match entry:
         case Axis():
             return Axis(names[entry.perm], entry.role)
@@ -138,7 +149,7 @@ def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
 
 
 def atom_blocks(entries: Entries) -> Iterator[Entries]:
-    """Yields the atoms of an array's axes, for every block between its sums."""
+    """Yields the atoms of each block of an array; see :mod:`zipjax.spec.blocks`."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
             for k, part in enumerate(entry.parts):
@@ -155,7 +166,7 @@ def atom_blocks(entries: Entries) -> Iterator[Entries]:
 
 
 def select_member(entry: Entry, index: int, part: int) -> Entry:
-    """Returns an entry within one part of axis number ``index``."""
+    """Returns what an entry becomes within one part of axis number ``index``."""
     match entry:
         case Product(children):
             return Product(tuple(select_member(x, index, part) for x in children))
@@ -167,7 +178,7 @@ def select_member(entry: Entry, index: int, part: int) -> Entry:
 
 
 def entry_size(entry: Entry, sizes: Mapping[str, int]) -> int | None:
-    """Returns the number of elements along an axis; None where it is unknown."""
+    """Returns the number of elements along an axis, or None if it is unknown."""
     match entry:
         case None:
             return None
@@ -209,7 +220,7 @@ def decode(data: Any) -> Entry:
     """Reads what :func:`encode` wrote.
 
     Raises:
-      ValueError: if ``data`` is no entry.
+      ValueError: if ``data`` is not an entry.
     """
     match data:
         case None:
@@ -226,4 +237,6 @@ def decode(data: Any) -> Entry:
             return Sum(tuple(decode(child) for child in children))
         case {"family": list(children), "index": int(index)}:
             return Family(index, tuple(decode(child) for child in children))
-    raise ValueError(f"{data!r} is no entry of a permutation spec")
+    raise ValueError(
+        f"{data!r} is not an entry of a permutation spec: read what to_json wrote"
+    )

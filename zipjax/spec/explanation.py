@@ -5,7 +5,21 @@ from zipjax.spec.permutation_spec import PermutationSpec
 
 
 def explain(spec: PermutationSpec) -> str:
-    """Returns a spec as text: every perm with its members, and what is frozen why."""
+    """Returns a spec as text: every perm with its members, and what is frozen and why.
+
+    >>> from zipjax.spec.entries import Axis
+    >>> from zipjax.spec.permutation_spec import Perm
+    >>> entries = {"w1": (None, Axis("h", "out")), "w2": (Axis("h", "in"), None)}
+    >>> print(explain(PermutationSpec(entries, {"h": Perm(8)})))
+    1 perms, 2 layers, 1 cuts
+    h: 8 units, depth 1
+        out w1[1]
+        in  w2[0]
+    <BLANKLINE>
+    frozen axes:
+        w1[0]: declared
+        w2[1]: declared
+    """
     lines = [*_perm_lines(spec), "", *_frozen_lines(spec)]
     return "\n".join(lines)
 

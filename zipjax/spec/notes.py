@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Notes:
-    """Remarks on a spec; they are no part of what makes two specs equal.
+    """Remarks on a spec; specs that differ in their notes alone are equal.
 
     Attributes:
-      frozen: for every axis of every parameter why it is frozen, or some of it; None
-        where it is not.
-      taps: for every perm where its units are read.
+      frozen: for every axis of every parameter, why it is frozen as a whole or in part;
+        None if it is not.
+      taps: for every perm, where its units are read.
     """
 
     frozen: Mapping[str, tuple[str | None, ...]]
@@ -20,6 +20,6 @@ class Notes:
 
     @classmethod
     def from_json(cls, data: Any) -> "Notes":
-        """Reads what ``dataclasses.asdict`` gave."""
+        """Reads what ``dataclasses.asdict`` returned."""
         frozen = {path: tuple(reasons) for path, reasons in data["frozen"].items()}
         return cls(frozen, dict(data["taps"]))

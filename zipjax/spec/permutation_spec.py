@@ -1,7 +1,7 @@
-"""The permutation spec: which parameter axes are tied to which permutation.
+"""The permutation spec: which axes of which parameters are tied to which perm.
 
 A *perm* is a set of axes whose units may be reordered together without changing the
-network's function; :mod:`zipjax.entries` says what an axis may be tied to.
+network's function; :mod:`zipjax.spec.entries` lists what an axis may be tied to.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ from zipjax.types import Leaves, PyTree, Shape
 
 @dataclasses.dataclass(frozen=True)
 class Perm:
-    """A perm's number of units and the perms that it is nested in.
+    """A perm's number of units, and the groups that it is nested in.
 
     Attributes:
-      size: number of units (of one group, where ``groups`` is not empty).
+      size: number of units; if there are groups, of one group.
       groups: names of the perms and indices that enclose this one, outermost first:
-        the units are permuted on their own for every value of these.
+        the units within each of their elements have an order of their own.
     """
 
     size: int
@@ -48,21 +48,29 @@ class Perm:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PermutationSpec:
-    """A declarative map from every parameter axis to its entry.
+    """A declarative map from every axis of every parameter to its entry.
 
-    Equality and hash go by content, so that a spec may be static data of a jitted
-    function.
+    Specs are compared and hashed by content, so a spec may be a static argument of a
+    jitted function.
+
+    For example, two Dense layers with 8 hidden units:
+
+    >>> h_out, h_in = Axis("h", "out"), Axis("h", "in")
+    >>> entries = {"w1": (None, h_out), "b1": (h_out,), "w2": (h_in, None)}
+    >>> spec = PermutationSpec(entries, {"h": Perm(8)})
+    >>> spec.layers, spec.cuts
+    (2, (Cut(number=1, perm='h', layers=1, perms=('h',)),))
 
     Attributes:
       entries: ``{path: (entry, ...)}``, one entry for every axis of every parameter, in
-        the order in which the network uses the parameters: depth is counted from it.
+        the order in which the network uses the parameters; depths follow from it.
       perms: ``{name: Perm}`` in depth order.
-      depths: every parameter's depth in layers; empty where it follows from ``entries``.
+      depths: every parameter's depth in layers; empty if it follows from ``entries``.
       notes: what inference has to say about the spec.
 
     Raises:
-      ValueError: if an axis names a perm that ``perms`` lacks or the reverse, or if a
-        perm is never produced or never consumed.
+      ValueError: if ``entries`` and ``perms`` do not name the same perms, or if a perm
+        is never produced or never consumed.
     """
 
     entries: Mapping[str, Entries]
@@ -92,16 +100,16 @@ class PermutationSpec:
         params: PyTree,
         groups: Mapping[str, tuple[str, ...]] | None = None,
     ) -> "PermutationSpec":
-        """Makes a spec from entries alone; the sizes come from the parameters.
+        """Returns a spec made from entries; the sizes come from the parameters.
 
         Args:
-          entries: those of every parameter, in the network's order.
+          entries: every parameter's entries, in the network's order.
           params: parameter pytree, of arrays or of ``jax.ShapeDtypeStruct``.
-          groups: for perms nested in others, the names of those.
+          groups: the names of the groups of every nested perm.
 
         Raises:
           ValueError: for unknown paths, parameters without entries, tied axes of
-            different size, and whatever the constructor refuses.
+            different sizes, and whatever the constructor refuses.
         """
         shapes = {path: tuple(x.shape) for path, x in path_leaves(params).items()}
         _check_paths(entries, shapes)
@@ -118,12 +126,12 @@ class PermutationSpec:
         return {name: perm.size for name, perm in self.perms.items()}
 
     def group_sizes(self, perm: str) -> Shape:
-        """Returns the sizes of what encloses a perm, outermost first."""
+        """Returns the sizes of a perm's groups, outermost first."""
         counts = {**self.sizes, **self.indices}
         return tuple(counts[group] for group in self.perms[perm].groups)
 
     def units(self, perm: str) -> int:
-        """Returns the number of units of a perm in all groups of a model."""
+        """Returns the number of a model's units of a perm, in all groups together."""
         return math.prod(self.group_sizes(perm)) * self.perms[perm].size
 
     @functools.cached_property
@@ -154,7 +162,7 @@ class PermutationSpec:
 
     @functools.cached_property
     def group_perms(self) -> frozenset[str]:
-        """The perms and indices that enclose others: heads, the groups of a norm."""
+        """The perms and indices that enclose others, such as attention heads."""
         return frozenset(g for perm in self.perms.values() for g in perm.groups)
 
     def is_plain(self, perm: str) -> bool:
@@ -180,12 +188,16 @@ class PermutationSpec:
             f"{c.number} ({c.perm!r}, {c.layers} layers)" for c in self.cuts
         )
         raise ValueError(
-            f"stop_at = {stop_at!r} is not a valid cut. After a cut nothing may write "
-            f"to zipped units. The cuts are 0 (nothing is zipped), {valid}"
+            f"stop_at = {stop_at!r} is not a valid cut: nothing after a cut may write "
+            f"to zipped units. Choose one of 0 (nothing is zipped), {valid}"
         )
 
     def trunk(self, stop_at: str | int) -> frozenset[str]:
-        """Returns the paths of the parameters that a zip up to there shares."""
+        """Returns the paths of the parameters that a zip up to a cut shares.
+
+        Args:
+          stop_at: the cut, as in :meth:`stop`.
+        """
         cut = self.stop(stop_at)
         depths = self._layer_depths.items()
         return frozenset(p for p, d in depths if cut.number and d <= cut.layers)
@@ -201,8 +213,8 @@ class PermutationSpec:
         """Checks that the spec fits these parameters.
 
         Raises:
-          ValueError: listing the parameters that the spec does not mention and the
-            entries that no parameter matches; or the first axis of another size.
+          ValueError: if parameters have no entries or entries no parameter, listing
+            all of these, or if an axis has a different size.
         """
         leaves = path_leaves(params)
         _check_paths(self.entries, leaves)
@@ -210,8 +222,8 @@ class PermutationSpec:
             self._check_shape(path, tuple(leaf.shape))
 
     def members(self, perm: str) -> list[tuple[str, int, Axis]]:
-        """Lists ``(path, axis number, Axis atom)`` for everything tied to a perm."""
-        return list(self._members[perm])
+        """Returns ``(path, axis number, Axis)`` for everything tied to a perm."""
+        return list(self._members.get(perm, ()))
 
     @functools.cached_property
     def _members(self) -> Mapping[str, list[tuple[str, int, Axis]]]:
@@ -223,7 +235,7 @@ class PermutationSpec:
         return found
 
     def resize(self, sizes: Mapping[str, int]) -> "PermutationSpec":
-        """Returns the spec of the same network with other numbers of units."""
+        """Returns the spec of the same network with different numbers of units."""
         perms = {
             name: dataclasses.replace(perm, size=sizes.get(name, perm.size))
             for name, perm in self.perms.items()
@@ -242,7 +254,7 @@ class PermutationSpec:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
-          ValueError: if the text is no spec.
+          ValueError: if the text is not a spec.
         """
         try:
             data = json.loads(text)
@@ -256,7 +268,8 @@ class PermutationSpec:
             notes = Notes.from_json(data["notes"]) if "notes" in data else None
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"this is no permutation spec in JSON: {error!r}"
+                f"this is not a permutation spec in JSON: {error!r}. Read what "
+                "to_json wrote"
             ) from None
         return cls(entries, perms, depths, notes)
 
@@ -270,13 +283,13 @@ class PermutationSpec:
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        """All that makes two specs equal: the order of parameters counts, too."""
+        """Everything that makes two specs equal; the order of parameters counts."""
         parts = self.entries, self.perms, self.depths
         return tuple(tuple(part.items()) for part in parts)
 
     @functools.cached_property
     def _hash(self) -> int:
-        # Every call of a function that is jitted for a spec hashes it.
+        # Every call of a jitted function hashes its static arguments.
         return hash(self._key)
 
     def _content(self) -> dict[str, Any]:
@@ -321,8 +334,8 @@ class PermutationSpec:
                     if missing:
                         raise ValueError(
                             f"parameter {path!r} has units of perm {perm!r} without "
-                            f"its groups {sorted(missing)}: where groups are not told "
-                            "apart, their units have one order"
+                            f"its groups {sorted(missing)}: if the groups share one "
+                            "order of units, declare the perm without groups"
                         )
 
     def _check_shape(self, path: str, shape: Shape) -> None:
@@ -330,7 +343,7 @@ class PermutationSpec:
         if len(entries) != len(shape):
             raise ValueError(
                 f"parameter {path!r} has shape {list(shape)} but the spec has "
-                f"{len(entries)} entries for it, {list(entries)}: one entry an axis"
+                f"{len(entries)} entries for it, {list(entries)}: give one per axis"
             )
         for number, (entry, size) in enumerate(zip(entries, shape, strict=True)):
             expected = entry_size(entry, self.sizes)
@@ -338,7 +351,7 @@ class PermutationSpec:
                 raise ValueError(
                     f"axis {number} of parameter {path!r} has size {size} (shape "
                     f"{list(shape)}) but its entry {entry} has size {expected}: the "
-                    "spec belongs to a network of other widths"
+                    "spec belongs to a network of other widths. Use its own spec"
                 )
 
 
@@ -347,14 +360,14 @@ def _check_paths(entries: Mapping[str, Entries], leaves: Leaves) -> None:
         "the parameters and the entries of the spec differ",
         entries,
         leaves,
-        "Give every parameter one entry an axis (None where it has no perm).",
+        "Give every parameter one entry per axis (None for an axis without a perm).",
     )
 
 
 def _solve_sizes(
     entries: Mapping[str, Entries], shapes: Mapping[str, Shape]
 ) -> dict[str, int]:
-    """Finds every perm's size: from plain axes first, then within compounds."""
+    """Returns every perm's size, found from plain axes first, then from compounds."""
     sizes: dict[str, int] = {}
     waiting = [
         (entry, size)
@@ -367,15 +380,15 @@ def _solve_sizes(
         unsolved = [pair for pair in waiting if not _solve_entry(*pair, sizes)]
         if len(unsolved) == len(waiting):
             raise ValueError(
-                f"the sizes of the perms in {unsolved[0][0]} do not follow from any "
-                "other axis: construct PermutationSpec(entries, perms) with their sizes"
+                f"the sizes of the perms in {unsolved[0][0]} do not follow from the "
+                "other axes: construct PermutationSpec(entries, perms) with their sizes"
             )
         waiting = unsolved
     return sizes
 
 
 def _solve_entry(entry: Entry, size: int, sizes: dict[str, int]) -> bool:
-    """Adds the size of an entry's one unknown perm; False if there are several."""
+    """Adds the size of an entry's unknown perm; returns False if there are several."""
     if isinstance(entry, Family):
         solved = [_solve_entry(member, size, sizes) for member in entry.members]
         return all(solved)

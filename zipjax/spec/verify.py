@@ -1,4 +1,4 @@
-"""A spec is never trusted: it is verified with random permutations."""
+"""Specs are not taken on trust: random permutations verify them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -19,7 +19,7 @@ Permutations = Mapping[str, Indices]
 
 
 def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:
-    """Draws permutations ``[*groups, units]`` of every perm: one a group."""
+    """Returns random permutations ``[*groups, units]`` of every perm, one per group."""
     keys = jax.random.split(key, len(spec.perms))
     out, counts = {}, {**spec.sizes, **spec.indices}
     for k, (name, perm) in zip(keys, spec.perms.items(), strict=True):
@@ -32,14 +32,22 @@ def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarr
 def permute_params(
     params: PyTree, spec: PermutationSpec, permutations: Permutations
 ) -> PyTree:
-    """Reorders the units of a network; its function stays the same.
+    """Returns a network with its units reordered; its function stays the same.
+
+    >>> from zipjax.spec.permutation_spec import Perm
+    >>> entries = {"w1": (None, Axis("h", "out")), "w2": (Axis("h", "in"), None)}
+    >>> spec = PermutationSpec(entries, {"h": Perm(3)})
+    >>> params = {"w1": np.array([[1, 2, 3]]), "w2": np.array([[10], [20], [30]])}
+    >>> permuted = permute_params(params, spec, {"h": np.array([2, 0, 1])})
+    >>> permuted["w1"].tolist(), permuted["w2"].tolist()
+    ([[3, 1, 2]], [[30], [10], [20]])
 
     Args:
       params: parameter pytree.
       spec: the permutation spec.
-      permutations: ``{perm: indices}``; new unit k is old unit ``indices[k]``, or
-        ``indices[group, k]`` in the old order of the groups that enclose the perm.
-        Perms that are left out stay as they are.
+      permutations: ``{perm: indices}``; new unit k is old unit ``indices[k]``, or, of a
+        nested perm, old unit ``indices[*groups, k]``, with the groups in their old
+        order. Perms that are left out keep their order.
 
     Returns:
       The parameters with reordered units.
@@ -51,7 +59,7 @@ def permute_params(
 
     def reorder(array: Array, entries: Entries) -> Array:
         places = {atom_name(entry): k for k, entry in enumerate(entries)}
-        # The units of a group are reordered before the group itself is.
+        # Units first, then their groups: indices refer to the groups' old order.
         for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
             if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
                 groups = spec.perms[entry.perm].groups
@@ -76,7 +84,7 @@ def verify_spec(
     trials: int = 3,
     tolerance: float = 1e-5,
 ) -> float:
-    """Checks a spec against the function: reordering units must not change it.
+    """Checks a spec against a function: reordering units must not change the outputs.
 
     Parameters at their initial values can hide mistakes (norm scales of 1, biases and
     means of 0): verify trained or randomised ones.
@@ -86,7 +94,7 @@ def verify_spec(
       params: parameter pytree.
       spec: the spec to verify.
       *inputs: inputs of ``apply_fn``.
-      key: PRNG key of the permutations.
+      key: PRNG key for the permutations.
       trials: number of random draws.
       tolerance: largest change allowed, relative to the largest output.
 
@@ -94,11 +102,12 @@ def verify_spec(
       The largest relative change of an output.
 
     Raises:
-      SpecError: if the outputs change or are not finite, or if permuting a perm moves
-        no parameter, so that nothing was verified.
+      ValueError: if ``trials`` is less than 1.
+      SpecError: if the outputs change or are not finite, or if permuting a perm changes
+        no parameter, so that nothing is verified.
     """
     if trials < 1:
-        raise ValueError(f"trials = {trials}: at least one is needed")
+        raise ValueError(f"trials = {trials}: pass at least 1")
     forward = jax.jit(apply_fn)
     expected = _outputs(forward(params, *inputs))
     worst = 0.0
@@ -114,7 +123,10 @@ def verify_spec(
 
 
 def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray, "..."]:
-    """Lays out the axes of ``indices`` as the given axes of an array of a rank."""
+    """Returns ``indices`` with its axes moved to ``axes`` of an array of this rank.
+
+    For example, indices ``[2, 3]`` become ``[1, 3, 1, 2]`` for axes 3 and 1 of 4.
+    """
     shape = [1] * rank
     for axis, size in zip(axes, indices.shape, strict=True):
         shape[axis] = size
@@ -150,13 +162,13 @@ def _check_moved(
         if all(np.array_equal(before[path], after[path]) for path in paths):
             raise SpecError(
                 f"permuting {perm!r} moves none of its members {sorted(paths)}: their "
-                "values are constant, so nothing is verified. Randomise them first"
+                "values are all equal, so nothing is verified. Randomise them first"
             )
 
 
 def _diagnosis(error: float, tolerance: float) -> str:
     return (
         f"permuting units changes the outputs by {error:.3g} of their largest value "
-        f"(tolerance {tolerance:.3g}): the spec does not describe this function. "
-        "Verify one perm at a time with permute_params to find the wrong entry"
+        f"(tolerance {tolerance:.3g}): the spec does not describe this function. To "
+        "find the wrong entry, verify one perm at a time with permute_params"
     )

@@ -1,1 +1,1 @@
-"""Inference: the permutation spec and the taps of a traced program."""
+"""Inference of the permutation spec and the taps of a traced program."""

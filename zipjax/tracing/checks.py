@@ -1,4 +1,4 @@
-"""Functions and arguments whose spec cannot be inferred, told apart early."""
+"""Early checks: functions and arguments whose spec cannot be inferred are refused."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from zipjax.types import ApplyFn, PyTree
 
 
 def checked_trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
-    """Traces a function.
+    """Returns the program of a function, after checking its parameters.
 
     Raises:
-      ValueError: for parameters that are no arrays of floating point numbers, and for
+      ValueError: for parameters that are not arrays of floating-point numbers, and for
         functions that cannot be traced with these arguments.
     """
     leaves = path_leaves(params)
     if not leaves:
-        raise ValueError("there are no parameters: pass the pytree of the arrays")
+        raise ValueError("there are no parameters: pass a pytree of arrays")
     for path, leaf in leaves.items():
         _check_leaf(path, leaf)
     try:
@@ -36,10 +36,10 @@ def checked_trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program
 
 
 def check_used(reading: Reading) -> None:
-    """Checks that outputs depend on parameters and on inputs.
+    """Checks that a function's outputs depend on its parameters and on its inputs.
 
     Raises:
-      ValueError: if they do not; naming the constants that the function closed over.
+      ValueError: if they do not, listing the constants that the function closes over.
     """
     program = reading.program
     outputs = returned_values(reading.ledger, program, reading.values)
@@ -62,7 +62,7 @@ def check_used(reading: Reading) -> None:
 
 
 def _check_copies(reading: Reading) -> None:
-    """Refuses parameters that are unused while a constant takes their place."""
+    """Checks that no unused parameter has been replaced by a constant of its shape."""
     program = reading.program
     constants = [x for x in program.constants.values() if np.ndim(x) > 1]
     alike = {(np.shape(x), jnp.result_type(x)) for x in constants}
@@ -72,8 +72,8 @@ def _check_copies(reading: Reading) -> None:
             raise ValueError(
                 f"parameter {path!r} is not used, but the function closes over a "
                 f"constant of its shape {shape}. Perms of constants cannot be found: "
-                "use the parameters that are passed as the first argument, or leave "
-                "this one out of them"
+                "use the parameters that are passed as the first argument, or do not "
+                "pass this one"
             )
 
 
@@ -85,8 +85,8 @@ def _check_leaf(path: str, leaf: Any) -> None:
         )
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
-            f"parameter {path!r} is of dtype {leaf.dtype}: parameters are floating "
-            "point numbers. Close the function over counters, keys and the like"
+            f"parameter {path!r} is of dtype {leaf.dtype}, but parameters must be "
+            "floating-point numbers: close the function over counters and keys"
         )
 
 

@@ -19,13 +19,13 @@ from zipjax.types import ApplyFn, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """What the jaxpr of a function tells.
+    """Everything that is inferred from a function's jaxpr.
 
     Attributes:
       spec: the permutation spec.
-      taps: for every perm where its units are read; none for those within loops.
+      taps: the values where each perm's units are read; none for perms within loops.
       program: the traced function, whose values the taps are.
-      unknown: the primitives that no rule knew, with their number.
+      unknown: how often each primitive without a rule occurs.
     """
 
     spec: PermutationSpec
@@ -35,32 +35,42 @@ class Inference:
 
 
 def infer_spec(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> PermutationSpec:
-    """Infers the permutation spec of a function from its jaxpr.
+    """Returns the permutation spec of a function, inferred from its jaxpr.
 
-    Nothing is computed. What the rules do not know freezes the axes that it touches, so
-    that the spec is sound for any function; the perms that are found are those of the
-    usual architectures.
+    Nothing is computed. Primitives without a rule freeze the axes that they touch, so
+    that the spec is sound for any function; all perms are found in the usual
+    architectures.
+
+    >>> import jax.numpy as jnp
+    >>> def mlp(params, x):
+    ...     return jnp.tanh(x @ params["w1"]) @ params["w2"]
+    >>> params = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 3))}
+    >>> spec = infer_spec(mlp, params, jnp.ones((1, 4)))
+    >>> spec.sizes
+    {'w1': 8}
+    >>> spec.entries["w2"]
+    (Axis(perm='w1', role='in'), None)
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode, returning outputs
-        only (returned batch statistics would count as outputs).
+        only (batch statistics, if returned, would count as outputs).
       params: parameter pytree, of arrays or of ``jax.ShapeDtypeStruct``.
-      *inputs: the other inputs, likewise.
+      *inputs: the other inputs, of either kind.
 
     Returns:
       The spec, with the parameters in the order in which the function uses them;
       ``zipjax.explain(spec)`` says what was frozen, and why.
 
     Raises:
-      ValueError: if a parameter is no array of floating point numbers, if the function
-        cannot be traced with these arguments, or if its outputs depend on none of its
-        parameters, or not on its inputs.
+      ValueError: if a parameter is not an array of floating-point numbers, if the
+        function cannot be traced with these arguments, or if its outputs depend on none
+        of its parameters or on none of its inputs.
     """
     return infer(apply_fn, params, *inputs).spec
 
 
 def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
-    """Infers a spec, as :func:`infer_spec`, and the taps of its perms."""
+    """Returns a spec, as :func:`infer_spec` does, with the taps of its perms."""
     program = checked_trace(apply_fn, params, *inputs)
     reading = Reading(program)
     check_used(reading)
@@ -72,11 +82,10 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     perms = {atom: names[k] for atom, k in numbers.items() if k in names}
     indices = _indices(reading, perms)
     taps = read_taps(reading, perms)
-    entries = {**perms, **indices}
-    atom_entries = {numbers[atom]: name for atom, name in indices.items()}
+    index_names = {numbers[atom]: name for atom, name in indices.items()}
     spec = PermutationSpec(
-        entries=_renamed(axes, names, atom_entries, sizes),
-        perms=_perms(reading, perms, entries),
+        entries=_renamed(axes, names, index_names, sizes),
+        perms=_nested_perms(reading, perms, indices),
         depths={path: reading.ledger.depths.get(path, 0) for path in axes},
         notes=Notes(
             frozen=_reasons(reading, perms),
@@ -90,7 +99,10 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
 
 
 def _names(axes: Mapping[str, Entries], free: Collection[str]) -> dict[str, str]:
-    """Names the perms that are both produced and consumed, by their first producer."""
+    """Returns names of the perms that are produced and consumed, by their numbers.
+
+    A perm is named after the first parameter that produces it.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     for path, entries in axes.items():
         for axis in (atom for entry in entries for atom in axes_of(entry)):
@@ -105,7 +117,7 @@ def _names(axes: Mapping[str, Entries], free: Collection[str]) -> dict[str, str]
 
 def _unique(path: str, taken: Collection[str]) -> str:
     base = path.rpartition("/")[0]
-    # Linen's collection says nothing of the layer.
+    # "params", Linen's collection, does not name a layer.
     base = path if base in ("", "params") else base
     name, number = base, 2
     while name in taken:
@@ -114,7 +126,7 @@ def _unique(path: str, taken: Collection[str]) -> str:
 
 
 def _indices(reading: Reading, perms: Collection[Node]) -> dict[Node, str]:
-    """Names the frozen axes that enclose perms, by the first parameter they are of."""
+    """Returns names of the frozen atoms that enclose perms, as "path[axis number]"."""
     found: dict[Node, str] = {}
     wanted = {p for atom in perms for p in reading.parents[atom] if p.frozen}
     for path in reading.order:
@@ -144,9 +156,12 @@ def _renamed(
     }
 
 
-def _perms(
-    reading: Reading, perms: Mapping[Node, str], enclosing: Mapping[Node, str]
+def _nested_perms(
+    reading: Reading, perms: Mapping[Node, str], indices: Mapping[Node, str]
 ) -> dict[str, Perm]:
+    """Returns the perms by name, with the names of what encloses them."""
+    enclosing = {**perms, **indices}
+
     def groups(atom: Node) -> tuple[str, ...]:
         return tuple(enclosing[p] for p in reading.parents[atom] if p in enclosing)
 
@@ -156,7 +171,7 @@ def _perms(
 def _reasons(
     reading: Reading, names: Mapping[Node, str]
 ) -> dict[str, tuple[str | None, ...]]:
-    """Says of every axis of every parameter why it is not, or not all, of a perm."""
+    """Returns, for every axis, why it is frozen as a whole or in part, else None."""
     return {
         path: tuple(
             "; ".join(dict.fromkeys(_axis_reasons(reading, path, node, names))) or None
@@ -180,7 +195,7 @@ def _axis_reasons(
 
 
 def _described(tap: Tap, reading: Reading) -> str:
-    """Returns the shape of a tap and the line that computes it."""
+    """Returns the primitive, the shape and the line of a tap."""
     aval = reading.program.avals[tap.value]
     eqn = reading.program.producers().get(tap.value)
     name = "an input" if eqn is None else eqn.primitive.name

@@ -1,9 +1,9 @@
 """The interpreter: gives every value of a program its axes, equation by equation.
 
 Most primitives have a rule that maps axes to axes (:mod:`zipjax.tracing.rules`). The
-bodies of loops and branches are programs to be interpreted in turn. These take and
-return values, not axes alone: what depends on data may leave the body of a loop in
-another way than it entered.
+bodies of loops and branches are programs to be interpreted in turn. Those take and
+return values, not axes alone: a value that does not depend on data when it enters the
+body of a loop may depend on data when it leaves.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from zipjax.tracing.ledger import Ledger, Value
 from zipjax.tracing.nesting import Axes
 from zipjax.tracing.rules.table import rule_of
 
-# With a parameter as an operand these are layers.
+# Primitives that are layers if one of their operands is made of parameters.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather"}
 
 
@@ -31,15 +31,15 @@ def interpret(
     """Returns all values of a program, given those of its inputs and parameters.
 
     Args:
-      ledger: where ties, frozen axes and contractions are noted.
+      ledger: records ties, frozen axes and contractions.
       program: the program.
-      values: the axes of its inputs and parameters.
+      values: its inputs and parameters, by value number.
     """
     known = dict(values)
     for number, array in program.constants.items():
         known[number] = ledger.constant(array)
     for eqn in program.equations:
-        with ledger.reading(eqn):
+        with ledger.caused_by(eqn):
             operands = [_value(ledger, x, known) for x in eqn.operands]
             results = _results(ledger, program, eqn, operands)
             for number, value in zip(eqn.results, results, strict=True):
@@ -75,7 +75,7 @@ def _results(
 def _with_depth(
     ledger: Ledger, eqn: Equation, operands: Sequence[Value], axes: Iterable[Axes]
 ) -> list[Value]:
-    """Returns an equation's results; a layer lies one deeper than what it reads."""
+    """Returns an equation's results; a layer's are one deeper than its operands."""
     data = [value.depth for value in operands if value.data]
     if not data:
         paths = dict.fromkeys(path for x in operands for path in x.origins)
@@ -93,9 +93,9 @@ def _interpret_body(
 
     Args:
       ledger: as for :func:`interpret`.
-      program: its inputs are those of the body.
-      operands: the values of the inputs.
-      loop: axes such that every value in the body exists once for each element.
+      program: the body.
+      operands: the values of its inputs.
+      loop: the axis of the iterations: every value in the body exists once for each.
     """
     known = dict(zip(program.inputs, operands, strict=True))
     with ledger.inside_loop(loop):
@@ -105,7 +105,7 @@ def _interpret_body(
 
 
 def _scan(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
-    """Ties what is carried in and out; the axis of iterations is frozen."""
+    """Ties what is carried in to what is carried out; freezes the iterations' axis."""
     params = eqn.params
     first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
     loop = ledger.frozen(params["length"])
@@ -123,7 +123,7 @@ def _scan(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Valu
 
 
 def _while(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
-    """Ties what is carried in and out."""
+    """Ties what is carried in to what is carried out."""
     params = eqn.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
@@ -157,7 +157,7 @@ _LOOPS: dict[str, Callable[[Ledger, Equation, Sequence[Value]], list[Value]]] = 
 def _carried(
     ledger: Ledger, carry: Sequence[Value], operands: Sequence[Value]
 ) -> list[Value]:
-    """Returns the carry as the body sees it: it depends on all that the loop reads."""
+    """Returns the carry within the body: it depends on all data that the loop reads."""
     data = [value.depth for value in operands if value.data]
     if not data:
         return list(carry)
@@ -170,13 +170,13 @@ def _tie_carry(
 ) -> list[Value]:
     carried = [_joined(ledger, a, b) for a, b in zip(before, after, strict=True)]
     for value in carried:
-        # What is carried is the next iteration's too: not one array per iteration.
+        # The carry passes between iterations, so it is not one array for each of them.
         ledger.log(value.axes)
     return carried
 
 
 def _joined(ledger: Ledger, a: Value, b: Value) -> Value:
-    """Returns a value that is either of two."""
+    """Ties two values; returns one that may be either of them."""
     for x, y in zip(a.axes, b.axes, strict=True):
         ledger.tie(x, y)
     origins = dict.fromkeys((*a.origins, *b.origins))

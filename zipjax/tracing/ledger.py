@@ -1,4 +1,4 @@
-"""The ledger: what is known of a program's axes while its equations are read."""
+"""The ledger: what is known about a program's axes while its equations are read."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ class Value:
       axes: one node per axis.
       data: whether the value depends on the function's inputs; if not, it is a
         parameter, or computed from parameters and constants alone.
-      origins: for a value that is not data, the paths of the parameters it is made of.
+      origins: for a value that is not data, the paths of the parameters in it.
       depth: number of layers before it.
     """
 
@@ -41,7 +41,7 @@ class Contraction:
       right: axis of the second operand.
       left_data: whether the first operand depends on the function's inputs.
       right_data: whether the second does.
-      equation: the product; None within loops, whose values have other numbers.
+      equation: the product; None within loops, whose values are numbered separately.
     """
 
     left: Node
@@ -57,19 +57,20 @@ class Ledger:
     Attributes:
       events: the axes of every array; see :mod:`zipjax.tracing.nesting`.
       contractions: all pairs of contracted axes.
-      depths: the layer depth of every parameter, in the order of their first use with
-        data.
+      depths: the layer depth of every parameter, in the order in which they are first
+        used with data.
       why: the reason to give for what the current equation freezes.
-      unknown: how often each primitive without a rule was met.
-      operands: what the current equation reads.
+      unknown: how often each primitive without a rule has occurred.
+      operands: the values that the current equation reads.
     """
 
     def __init__(self, *, tie_contractions: bool = True) -> None:
         """Opens an empty ledger.
 
         Args:
-          tie_contractions: whether contracted axes become one perm. Without, axes are
-            tied along the flow of values only, which tells who consumes whom.
+          tie_contractions: whether contracted axes become one perm. If not, axes are
+            tied along the flow of values only, so that the two axes of a contraction
+            can be distinguished as producer and consumer.
         """
         self.events: list[Axes] = []
         self.contractions: list[Contraction] = []
@@ -83,8 +84,8 @@ class Ledger:
         self._loops = 0
 
     @contextlib.contextmanager
-    def reading(self, eqn: Equation) -> Iterator[None]:
-        """While open, an equation is the cause of what is tied and frozen."""
+    def caused_by(self, eqn: Equation) -> Iterator[None]:
+        """Records an equation, while open, as the cause of what is tied and frozen."""
         before = self.why
         self.why = Reason(eqn.primitive.name, eqn)
         yield
@@ -92,7 +93,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def inside_loop(self, axes: Axes) -> Iterator[None]:
-        """While open, every array exists once for each element of these axes."""
+        """Adds axes, while open, to every logged array: each iteration has its own."""
         before, self._ambient = self._ambient, (*self._ambient, *axes)
         self._loops += 1
         yield
@@ -100,7 +101,7 @@ class Ledger:
         self._loops -= 1
 
     def constant(self, array: Any) -> Value:
-        """Gives a constant its axes: those along which it varies are frozen."""
+        """Returns a constant's value: the axes along which it varies are frozen."""
         shape = np.shape(array)
         why = Reason("a constant of the function", self.why.equation)
         axes = []
@@ -123,9 +124,11 @@ class Ledger:
         unify(a, b, self.why)
 
     def contract(self, left: Node, right: Node) -> None:
-        """Notes that an axis of the first operand is contracted with one of the second.
+        """Records that the equation contracts two axes.
 
-        Must be called with the operands in the equation's own order.
+        Args:
+          left: an axis of the equation's first operand.
+          right: an axis of its second operand.
         """
         first, second = self.operands[:2]
         eqn = None if self._loops else self.why.equation
@@ -135,11 +138,12 @@ class Ledger:
             self.tie(left, right)
 
     def log(self, axes: Iterable[Node], *, ambient: bool = True) -> None:
-        """Notes that axes were seen in one array.
+        """Records that axes were seen in one array.
 
         Args:
-          axes: the array's axes, or those of an operation that stay aligned in it.
-          ambient: whether the array exists once for each iteration of the loops around.
+          axes: the array's axes, or the axes that stay aligned in an operation.
+          ambient: whether the array exists separately in each iteration of the loops
+            around it.
         """
         found = (*(self._ambient if ambient else ()), *axes)
         event = tuple(node for node in map(find, found) if node.size > 1)
@@ -153,18 +157,18 @@ class Ledger:
         self.events.append(event)
 
     def use(self, values: Iterable[Value], depth: int) -> None:
-        """Notes the first use of the parameters that values are made of."""
+        """Records the depth of the parameters in these values at their first use."""
         for value in values:
             for path in value.origins:
                 self.depths.setdefault(path, depth)
 
     def count_unknown(self, name: str) -> None:
-        """Notes that a primitive has no rule."""
+        """Counts an occurrence of a primitive without a rule."""
         self.unknown[name] = self.unknown.get(name, 0) + 1
 
 
 def _uniform(array: Any, axis: int) -> bool:
-    """Returns whether a constant does not vary along an axis."""
+    """Returns whether a constant is the same everywhere along an axis."""
     dtype = getattr(array, "dtype", np.dtype(float))
     if not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number)):
         return False

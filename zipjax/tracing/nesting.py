@@ -1,14 +1,15 @@
-"""Group structure: which perms are nested in which, from what was seen together.
+"""Nesting: which perms are nested in which, from what was seen together.
 
-A perm may differ for each value of another axis, its *parent*, if wherever its units
-appear, the parent's appear too, exactly once. Units in a GroupNorm group, features of
-an attention head, of an expert, of a layer under scan: all follow from this one rule.
-Operations that mix positions of an axis log what stays aligned in them as additional
-arrays (:mod:`zipjax.tracing.ledger`), for occurring together is not being aligned.
+A perm may differ for each element of another axis, its *parent*, if wherever its units
+appear, the parent's appear too, exactly once. The units of a GroupNorm group, the
+features of an attention head, those of an expert, and those of a layer under scan all
+follow from this one rule. Occurring together is not being aligned: operations that mix
+the positions of an axis log the axes that stay aligned as additional arrays
+(:mod:`zipjax.tracing.ledger`).
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from zipjax.tracing.nodes import Cat, Fam, Node, Prod, Reason, find, index_of, member_at
 from zipjax.tracing.refining import collapse
@@ -18,56 +19,80 @@ Cell = list[Node]
 
 
 def cells(axes: Sequence[Node]) -> tuple[list[Cell], list[Node]]:
-    """Expands an array into blocks without concatenations and families.
+    """Expands an array into cells: blocks whose axes are products of atoms.
+
+    For example, the axes ``[Cat(a, b), c, Fam(..., (x, y))]``, where the first axis is
+    the family's index, expand into the cells ``[a, c, x]`` and ``[b, c, y]``.
+
+    Args:
+      axes: the array's axes.
 
     Returns:
-      For each block the atoms that its axes are products of, and the families whose
-      index the array does not have exactly once.
+      The atoms of each cell, without those of size 1, and the *orphans*: the families
+      whose index does not occur exactly once in the array, so that nothing selects one
+      of their members.
     """
-    out: list[Cell] = []
     orphans: dict[int, Node] = {}
-    chosen: dict[int, int | None] = {}
+    return list(_expand(axes, [], [], {}, orphans)), list(orphans.values())
 
-    def expand(todo: list[Node], waiting: list[Node], cell: Cell) -> None:
-        if not todo:
-            ready = [member for f in waiting for member in selected(f)]
-            if ready:
-                expand(ready, [], cell)
-            else:
-                out.append(cell)
-            return
-        node, rest = find(todo[0]), todo[1:]
-        match node.form:
-            case None:
-                expand(rest, waiting, [*cell, node] if node.size > 1 else cell)
-            case Prod(children):
-                expand([*children, *rest], waiting, cell)
-            case Fam():
-                expand(rest, [*waiting, node], cell)
-            case Cat(parts):
-                before, start = chosen.get(id(node), -1), 0
-                for part in parts:
-                    chosen[id(node)] = start if before == -1 else None
-                    expand([part, *rest], waiting, cell)
-                    start += part.size
-                chosen[id(node)] = before
 
-    def selected(node: Node) -> list[Node]:
-        family = node.form
-        assert isinstance(family, Fam)
-        index = index_of(family)
-        position = None if index is None else chosen.get(id(index))
-        if position is None or position < 0:
-            orphans[id(node)] = node
-            return list(family.members)
-        return [member_at(family, position)]
+def _expand(
+    axes: Sequence[Node],
+    families: Sequence[Node],
+    cell: Cell,
+    starts: Mapping[int, int | None],
+    orphans: dict[int, Node],
+) -> Iterator[Cell]:
+    """Yields the cells of an array of which the first axes are expanded already.
 
-    expand(list(axes), [], [])
-    return out, list(orphans.values())
+    Args:
+      axes: the axes that are left.
+      families: families met so far; they wait until all their indices are known.
+      cell: the atoms found so far.
+      starts: where the part that this cell takes of each concatenation, by id, starts;
+        None for a concatenation that occurs more than once.
+      orphans: collects the families without an index, by id.
+    """
+    if not axes:
+        members = [m for node in families for m in _selected(node, starts, orphans)]
+        if members:
+            yield from _expand(members, [], cell, starts, orphans)
+        else:
+            yield cell
+        return
+    node, rest = find(axes[0]), axes[1:]
+    match node.form:
+        case None:
+            found = [*cell, node] if node.size > 1 else cell
+            yield from _expand(rest, families, found, starts, orphans)
+        case Prod(children):
+            yield from _expand([*children, *rest], families, cell, starts, orphans)
+        case Fam():
+            yield from _expand(rest, [*families, node], cell, starts, orphans)
+        case Cat(parts):
+            start = 0
+            for part in parts:
+                chosen = {**starts, id(node): None if id(node) in starts else start}
+                yield from _expand([part, *rest], families, cell, chosen, orphans)
+                start += part.size
+
+
+def _selected(
+    node: Node, starts: Mapping[int, int | None], orphans: dict[int, Node]
+) -> list[Node]:
+    """Returns the member of a family that a cell takes; of an orphan, all of them."""
+    family = node.form
+    assert isinstance(family, Fam)
+    index = index_of(family)
+    start = None if index is None else starts.get(id(index))
+    if start is None:
+        orphans[id(node)] = node
+        return list(family.members)
+    return [member_at(family, start)]
 
 
 def distinct(events: Iterable[Axes]) -> list[Axes]:
-    """Returns the arrays that differ in their axes."""
+    """Returns the arrays without repetitions, each with its axes of size above 1."""
     seen = {tuple(id(node) for node in axes): axes for axes in map(_roots, events)}
     return list(seen.values())
 
@@ -89,12 +114,18 @@ def settle(events: Sequence[Axes]) -> None:
 
 
 def only_with(atom: Node, other: Node, events: Sequence[Axes]) -> bool:
-    """Returns whether ``other`` is exactly once in every block that holds ``atom``."""
+    """Returns whether ``other`` occurs exactly once in every cell that holds ``atom``.
+
+    Args:
+      atom: an atom.
+      other: another atom.
+      events: the axes of all arrays seen so far.
+    """
     for number in dict.fromkeys(atom.events):
-        blocks, orphans = cells(events[number])
+        found, orphans = cells(events[number])
         if orphans:
             return False
-        for cell in blocks:
+        for cell in found:
             roots = [find(node) for node in cell]
             if atom in roots and roots.count(other) != 1:
                 return False
@@ -102,9 +133,13 @@ def only_with(atom: Node, other: Node, events: Sequence[Axes]) -> bool:
 
 
 def find_parents(events: Iterable[Axes]) -> Mapping[Node, list[Node]]:
-    """Returns the parents of every atom, outermost first."""
-    common: dict[Node, set[Node]] = {}
-    order: dict[Node, int] = {}
+    """Returns the parents of every atom, outermost first.
+
+    Args:
+      events: the axes of all arrays that were seen.
+    """
+    common: dict[Node, set[Node]] = {}  # The atoms once in every cell of the key's.
+    order: dict[Node, int] = {}  # By first occurrence.
     for axes in distinct(events):
         for cell in cells(axes)[0]:
             counts = collections.Counter(cell)
@@ -115,7 +150,7 @@ def find_parents(events: Iterable[Axes]) -> Mapping[Node, list[Node]]:
                 common[atom] = common[atom] & others if atom in common else others
     parents: dict[Node, list[Node]] = {}
     for atom, found in common.items():
-        # Of two atoms that are always together the outer one counts as the parent.
+        # Of two atoms that always occur together, the outer one is the parent.
         kept = [p for p in found if atom not in common[p] or order[p] < order[atom]]
         parents[atom] = kept
     for atom, found in parents.items():

@@ -1,8 +1,9 @@
-"""From nodes to entries: the declarative form of an axis."""
+"""From nodes to entries: trees of axes in the declarative form of a spec."""
 
 import bisect
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from zipjax.spec.entries import (
@@ -29,20 +30,24 @@ from zipjax.tracing.nodes import (
     restrict,
 )
 
-Name = Callable[[Node], str | None]
-"""The name of an atom; None for one that is fixed."""
+NameOf = Callable[[Node], str | None]
+"""Returns the name of an atom's perm; None for an atom without a perm."""
 
 
 class FamilyError(Exception):
-    """A family whose index stands where an entry cannot refer to it."""
+    """A family with its index in a place that an entry cannot refer to."""
 
     def __init__(self, node: Node) -> None:
-        super().__init__("a family needs its index outside of it")
+        super().__init__("a family's index is neither before it nor in another axis")
         self.node = node
 
 
-def to_entries(axes: Axes, name: Name) -> Entries:
-    """Returns the entries of an array's axes.
+def to_entries(axes: Axes, name: NameOf) -> Entries:
+    """Returns the entries of an array's axes, all with the role "out".
+
+    Args:
+      axes: the array's axes.
+      name: the perm of every atom.
 
     Raises:
       FamilyError: if an axis holds a family whose index is neither an outer factor of
@@ -53,20 +58,27 @@ def to_entries(axes: Axes, name: Name) -> Entries:
         others = [other for k, other in enumerate(axes) if k != number]
         if isinstance(first.form, Cat) and any(_holds(x, first) for x in others):
             return _with_families(axes, number, first, rest, name)
-    return tuple(_entry(factors(node), name) for node in axes)
+    return tuple(_row_major(factors(node), name) for node in axes)
 
 
 def _with_families(
-    axes: Axes, number: int, index: Node, rest: Sequence[Node], name: Name
+    axes: Axes, number: int, index: Node, rest: Sequence[Node], name: NameOf
 ) -> Entries:
-    """Converts an array of which axis ``number`` selects members in other axes."""
-    pieces = list(_pieces(index))
+    """Returns the entries of an array with families that one of its axes selects.
+
+    Args:
+      axes: the array's axes.
+      number: the axis that selects, whose entry becomes a sum.
+      index: its outermost factor, a concatenation.
+      rest: its other factors.
+      name: the perm of every atom.
+    """
     rows = []
-    for piece in pieces:
+    for piece in _pieces(index):
         inside = [restrict(node, piece.choices) for node in axes]
         inner = [restrict(node, piece.choices) for node in rest]
         inside[number] = product([piece.node, *inner])
-        rows.append([_entry(factors(node), name) for node in inside])
+        rows.append([_row_major(factors(node), name) for node in inside])
     columns = [tuple(column) for column in zip(*rows, strict=True)]
     return tuple(
         Sum(column)
@@ -79,7 +91,7 @@ def _with_families(
 
 
 def _pieces(node: Node, choices: tuple[Choice, ...] = ()) -> Iterator[Piece]:
-    """Yields the innermost parts of a concatenation."""
+    """Yields the innermost parts of a concatenation, from left to right."""
     if not isinstance(node.form, Cat):
         yield Piece(node, choices)
         return
@@ -91,10 +103,10 @@ def _pieces(node: Node, choices: tuple[Choice, ...] = ()) -> Iterator[Piece]:
 
 
 def simplified(entries: Entries) -> Entries:
-    """Joins fixed parts, except in the axes that families refer to."""
+    """Returns entries with adjacent fixed parts joined, where no family needs them."""
     kept = {family.index for entry in entries for family in _families(entry)}
     return tuple(
-        entry if number in kept else _plain(_simple(entry))
+        entry if number in kept else _none_if_fixed(_simple(entry))
         for number, entry in enumerate(entries)
     )
 
@@ -110,49 +122,53 @@ def _families(entry: Entry) -> Iterator[Family]:
                 yield from _families(child)
 
 
-def _plain(entry: Entry) -> Entry:
+def _none_if_fixed(entry: Entry) -> Entry:
     return None if isinstance(entry, Fixed) else entry
 
 
 def _simple(entry: Entry) -> Entry:
     match entry:
         case Product(children):
-            return _product(map(_simple, children))
+            return _joined_product(map(_simple, children))
         case Sum(children):
-            return _sum(map(_simple, children))
+            return _joined_sum(map(_simple, children))
     return entry
 
 
-def _entry(nodes: Sequence[Node], name: Name) -> Entry:
+def _row_major(nodes: Sequence[Node], name: NameOf) -> Entry:
+    """Returns the entry of the product of ``nodes``, none of which is a product."""
     for number, node in enumerate(nodes):
-        before, behind = nodes[:number], nodes[number + 1 :]
-        if isinstance(node.form, Cat) and any(_holds(n, node) for n in behind):
+        before, after = nodes[:number], nodes[number + 1 :]
+        if isinstance(node.form, Cat) and any(_holds(n, node) for n in after):
             outer = [_factor(other, name) for other in before]
-            return _product([*outer, _distributed(node, behind, name)])
-    return _product([_factor(node, name) for node in nodes])
+            return _joined_product([*outer, _distributed(node, after, name)])
+    return _joined_product([_factor(node, name) for node in nodes])
 
 
-def _distributed(node: Node, behind: Sequence[Node], name: Name) -> Entry:
-    """Multiplies a concatenation out, for families behind it that depend on it."""
+def _distributed(node: Node, after: Sequence[Node], name: NameOf) -> Entry:
+    """Returns the entry of a concatenation times the factors after it, as a sum.
+
+    The families among these factors thereby become one of their members in each part.
+    """
     assert isinstance(node.form, Cat)
     parts, start = [], 0
     for part in node.form.parts:
         choice = Choice(node, start, start + part.size, part)
-        rest = [restrict(other, [choice]) for other in behind]
-        parts.append(_entry([f for n in (part, *rest) for f in factors(n)], name))
+        rest = [restrict(other, [choice]) for other in after]
+        parts.append(_row_major([f for n in (part, *rest) for f in factors(n)], name))
         start += part.size
-    return _sum(parts)
+    return _joined_sum(parts)
 
 
-def _factor(node: Node, name: Name) -> Entry:
+def _factor(node: Node, name: NameOf) -> Entry:
     match node.form:
         case Cat(parts):
-            return _sum([_entry(factors(part), name) for part in parts])
+            return _joined_sum([_row_major(factors(part), name) for part in parts])
         case Fam(_, _, members):
             first, *rest = (find(member) for member in members)
             if any(member is not first for member in rest):
                 raise FamilyError(node)
-            return _entry(factors(first), name)
+            return _row_major(factors(first), name)
     label = name(node)
     return Fixed(node.size) if label is None else Axis(label, "out")
 
@@ -172,7 +188,8 @@ def _holds(node: Node, index: Node) -> bool:
     )
 
 
-def _product(entries: Iterable[Entry]) -> Entry:
+def _joined_product(entries: Iterable[Entry]) -> Entry:
+    """Returns a product without nested products and with adjacent sizes multiplied."""
     out: list[Entry] = []
     for entry in _opened(entries, Product):
         if isinstance(entry, Fixed) and out and isinstance(out[-1], Fixed):
@@ -182,7 +199,8 @@ def _product(entries: Iterable[Entry]) -> Entry:
     return out[0] if len(out) == 1 else Product(tuple(out)) if out else Fixed(1)
 
 
-def _sum(entries: Iterable[Entry]) -> Entry:
+def _joined_sum(entries: Iterable[Entry]) -> Entry:
+    """Returns a sum without nested sums and with adjacent sizes added."""
     out: list[Entry] = []
     for entry in _opened(entries, Sum):
         if isinstance(entry, Fixed) and out and isinstance(out[-1], Fixed):
@@ -203,13 +221,17 @@ def _opened(entries: Iterable[Entry], kind: type) -> Iterable[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an atom stands in an array.
+    """Where an atom is in an array.
+
+    For example, 8 channels in an axis of 4 * 8 elements, positions first, are at start
+    0 with stride 1; the 4 positions are at start 0 with stride 8.
 
     Attributes:
       axis: number of the axis.
       start: position of the atom's first element along the axis.
-      stride: number of elements between two of the atom's.
-      index: position along the axis that selects a family's member, if there is one.
+      stride: distance between neighbouring elements of the atom along the axis.
+      index: within a family, the position along the selecting axis that its member is
+        selected at.
     """
 
     axis: int
@@ -221,68 +243,86 @@ class Place:
 def map_axes(
     entries: Entries, sizes: Mapping[str, int], function: Callable[[Axis, Place], Entry]
 ) -> Entries:
-    """Replaces every ``Axis`` of an array's entries by ``function(axis, place)``."""
+    """Returns entries with every ``Axis`` replaced by ``function(axis, place)``.
+
+    Args:
+      entries: one entry per axis of an array.
+      sizes: number of units of every perm in them.
+      function: maps an ``Axis`` and its place to another entry of the same size.
+    """
 
     def visit(entry: Entry, place: Place) -> Entry:
-        start, stride = place.start, place.stride
-        new = []
         match entry:
             case Axis():
                 return function(entry, place)
             case Product(children):
-                for child in reversed(children):
-                    new.append(visit(child, _at(place, start, stride)))
-                    stride *= entry_size(child, sizes) or 1
-                return Product(tuple(reversed(new)))
-            case Sum(children):
-                for child in children:
-                    new.append(visit(child, _at(place, start, stride)))
-                    start += stride * (entry_size(child, sizes) or 1)
-                return Sum(tuple(new))
+                strides = [place.stride * n for n in _strides(children, sizes)]
+                there = [dataclasses.replace(place, stride=n) for n in strides]
+                return Product(tuple(map(visit, children, there)))
+            case Sum(parts):
+                starts = [place.start + place.stride * n for n in _starts(entry, sizes)]
+                there = [dataclasses.replace(place, start=n) for n in starts]
+                return Sum(tuple(map(visit, parts, there)))
             case Family(number, members):
-                starts = part_starts(entries[number], sizes)
-                for child, index in zip(members, starts, strict=True):
-                    new.append(visit(child, dataclasses.replace(place, index=index)))
-                return Family(number, tuple(new))
+                starts = _starts(entries[number], sizes)
+                there = [dataclasses.replace(place, index=n) for n in starts]
+                return Family(number, tuple(map(visit, members, there)))
         return entry
 
     return tuple(visit(entry, Place(number)) for number, entry in enumerate(entries))
 
 
-def _at(place: Place, start: int, stride: int) -> Place:
-    return dataclasses.replace(place, start=start, stride=stride)
-
-
-def part_starts(entry: Entry, sizes: Mapping[str, int]) -> list[int]:
-    """Returns the positions at which the parts of a sum start."""
-    parts = entry.parts if isinstance(entry, Sum) else (entry,)
-    ends = itertools.accumulate(entry_size(part, sizes) or 1 for part in parts)
-    return [0, *ends][:-1]
-
-
 def axis_at(entries: Entries, sizes: Mapping[str, int], place: Place) -> Axis | None:
-    """Returns the atom of other, possibly coarser entries at a place."""
+    """Returns the ``Axis`` at a place of an array; None if no perm is there.
+
+    The entries may be coarser than those that the place was found in.
+
+    >>> inputs = (Product((Fixed(4), Axis("channels", "in"))),)
+    >>> axis_at(inputs, {"channels": 8}, Place(axis=0, stride=1))
+    Axis(perm='channels', role='in')
+    >>> axis_at(inputs, {"channels": 8}, Place(axis=0, stride=8)) is None
+    True
+
+    Args:
+      entries: one entry per axis of the array.
+      sizes: number of units of every perm in them.
+      place: where to look.
+    """
 
     def visit(entry: Entry, start: int, stride: int) -> Axis | None:
         match entry:
             case Axis():
                 return entry
             case Product(children):
-                inner = 1
-                for child in reversed(children):
-                    size = entry_size(child, sizes) or 1
-                    if inner <= stride < inner * size:
-                        return visit(child, start // inner % size, stride // inner)
-                    inner *= size
-            case Sum(children):
-                starts = part_starts(entry, sizes)
+                strides = _strides(children, sizes)
+                for child, own in zip(children, strides, strict=True):
+                    size = _known_size(child, sizes)
+                    if own <= stride < own * size:
+                        return visit(child, start // own % size, stride // own)
+            case Sum(parts):
+                starts = _starts(entry, sizes)
                 k = bisect.bisect(starts, start) - 1
-                return visit(children[k], start - starts[k], stride)
+                return visit(parts[k], start - starts[k], stride)
             case Family(number, members):
-                starts = part_starts(entries[number], sizes)
-                return visit(
-                    members[bisect.bisect(starts, place.index) - 1], start, stride
-                )
+                k = bisect.bisect(_starts(entries[number], sizes), place.index) - 1
+                return visit(members[k], start, stride)
         return None
 
     return visit(entries[place.axis], place.start, place.stride)
+
+
+def _strides(factors: Entries, sizes: Mapping[str, int]) -> list[int]:
+    """Returns the strides of a product's factors: ``[w * c, c, 1]`` for h, w and c."""
+    known = [_known_size(factor, sizes) for factor in factors]
+    return [math.prod(known[k + 1 :]) for k in range(len(known))]
+
+
+def _starts(entry: Entry, sizes: Mapping[str, int]) -> list[int]:
+    """Returns the positions at which the parts of a sum start, the first one at 0."""
+    parts = entry.parts if isinstance(entry, Sum) else (entry,)
+    ahead = [_known_size(part, sizes) for part in parts[:-1]]
+    return list(itertools.accumulate(ahead, initial=0))
+
+
+def _known_size(entry: Entry, sizes: Mapping[str, int]) -> int:
+    return entry_size(entry, sizes) or 1

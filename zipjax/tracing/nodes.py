@@ -1,25 +1,26 @@
 """Axes as trees that are refined and tied while a program is read.
 
-Every axis of every value is a :class:`Node`. A node is an atom (units in one order), or
-it has a form:
+Every axis of every value is a :class:`Node`. A node is an *atom* (units in one order)
+or has a form:
 
-* ``Prod(children)``: a row-major product, as (heads, head_dim) or (height, width, c);
-* ``Cat(parts)``: a concatenation, as a fused QKV or a padded shortcut;
-* ``Fam(index, sizes, members)``: a family: the axis is ``members[s]`` where another
-  axis of the same array, ``index``, is in its segment s. So are the head dimensions of
-  a fused QKV stored as (3, heads, head_dim): those of Q and K are one perm, that of V
-  is another.
+* ``Prod(children)``: a row-major product, such as (heads, head_dim) or (height, width,
+  channels);
+* ``Cat(parts)``: a concatenation, such as a fused QKV or a padded shortcut;
+* ``Fam(index, sizes, members)``: a family: the axis is ``members[s]`` wherever another
+  axis of the same array, ``index``, is in its segment s, of ``sizes[s]`` elements. An
+  example is the last axis of a fused QKV kernel stored as (3, heads, head_dim): the
+  index is the axis of size 3; the members for Q and K are tied, that for V is not.
 
 Nodes are tied by union-find and refined in place, so that every value that uses a node
-sees what later equations say about it. Tying and freezing only ever take symmetry away,
-so doubt is resolved by either of them.
+sees what later equations say about it. Tying and freezing only ever remove symmetry, so
+either of them is a safe answer to doubt.
 """
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Reason:
 
     Attributes:
       what: the primitive, or another cause.
-      equation: that of the primitive, which knows the user's line.
+      equation: the equation that froze it, which knows the user's line.
     """
 
     what: str
@@ -41,10 +42,10 @@ class Node:
 
     Attributes:
       size: number of elements.
-      form: None for an atom.
+      form: how the axis is made of others; None for an atom.
       link: the node that this one was tied to, if it is no longer the representative.
-      frozen: why the units of an atom cannot be permuted; None where they can.
-      events: of an atom, the numbers of the arrays that it was seen in.
+      frozen: why an atom's units cannot be permuted; None if they can.
+      events: the numbers of the arrays that an atom was seen in.
     """
 
     size: int
@@ -70,7 +71,7 @@ class Cat:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fam:
-    """``members[s]`` where ``index`` is in its segment s, of ``sizes[s]`` elements."""
+    """A family: ``members[s]`` wherever ``index`` is in its segment s."""
 
     index: Node
     sizes: tuple[int, ...]
@@ -79,7 +80,7 @@ class Fam:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A slice went through ``cat``: ``[low, high)`` is left of it, and is ``node``."""
+    """A slice of the concatenation ``cat`` to ``[low, high)``, which is ``node``."""
 
     cat: Node
     low: int
@@ -89,7 +90,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A slice of an axis and the choices that it made on the way."""
+    """A slice of an axis, and what it means for the families of other axes."""
 
     node: Node
     choices: tuple[Choice, ...] = ()
@@ -106,7 +107,7 @@ def find(node: Node) -> Node:
 
 
 def factors(node: Node) -> list[Node]:
-    """Lists the factors of a node that are no products, without those of size 1."""
+    """Returns the innermost factors of a node, without those of size 1."""
     node = find(node)
     if node.size == 1:
         return []
@@ -116,7 +117,7 @@ def factors(node: Node) -> list[Node]:
 
 
 def product(nodes: Iterable[Node]) -> Node:
-    """Makes the row-major product of nodes."""
+    """Returns the row-major product of nodes."""
     children = tuple(f for node in nodes for f in factors(node))
     if len(children) == 1:
         return children[0]
@@ -124,7 +125,7 @@ def product(nodes: Iterable[Node]) -> Node:
 
 
 def concatenation(nodes: Sequence[Node]) -> Node:
-    """Makes the concatenation of nodes."""
+    """Returns the concatenation of nodes."""
     parts = tuple(node for node in nodes if node.size > 0)
     if len(parts) == 1:
         return parts[0]
@@ -143,14 +144,18 @@ def atoms(node: Node) -> Iterator[Node]:
 
 
 def index_of(family: Fam) -> Node | None:
-    """Returns the concatenation that selects the members; None if it was lost."""
-    node = find(family.index)
-    while isinstance(node.form, Prod):
-        # Its parts were all split by one inner size: the outer factor still selects.
-        node = find(node.form.children[0])
-    scale = sum(family.sizes) // node.size
-    whole = all(size % scale == 0 for size in family.sizes)
-    return node if isinstance(node.form, Cat) and whole else None
+    """Returns the concatenation whose parts select the members; None if it was lost.
+
+    If the index has become a product, its outermost factor still selects, provided that
+    the inner factors divide every segment. For example, when an index of 3 * 8 elements
+    with segments of sizes (8, 8, 8) is split into 3 x 8, the axis of size 3 selects.
+    """
+    index = find(family.index)
+    while isinstance(index.form, Prod):
+        index = find(index.form.children[0])
+    inner = sum(family.sizes) // index.size
+    divides = all(size % inner == 0 for size in family.sizes)
+    return index if isinstance(index.form, Cat) and divides else None
 
 
 def freeze(node: Node, why: Reason) -> None:
@@ -161,7 +166,7 @@ def freeze(node: Node, why: Reason) -> None:
 
 
 def restrict(node: Node, choices: Iterable[Choice]) -> Node:
-    """Returns an axis of an array of which another axis was sliced."""
+    """Returns what an axis becomes when another axis of its array is sliced."""
     for choice in choices:
         node = _restrict(node, choice)
     return node
@@ -184,28 +189,43 @@ def _restrict(node: Node, choice: Choice) -> Node:
 
 
 def _members_between(family: Fam, choice: Choice) -> Node:
+    """Returns what a family becomes when its index is sliced."""
     sizes, members = [], []
-    for member, low, high in segments(family):
-        overlap = min(high, choice.high) - max(low, choice.low)
+    for segment in segments(family):
+        overlap = min(segment.high, choice.high) - max(segment.low, choice.low)
         if overlap > 0:
             sizes.append(overlap)
-            members.append(member)
+            members.append(segment.member)
     if len(members) == 1:
         return find(members[0])
     form = Fam(choice.node, tuple(sizes), tuple(members))
     return Node(members[0].size, form)
 
 
-def segments(family: Fam) -> Iterator[tuple[Node, int, int]]:
-    """Yields members with where the index selects them."""
+class Segment(NamedTuple):
+    """A family's member, and the range ``[low, high)`` of the index that selects it."""
+
+    member: Node
+    low: int
+    high: int
+
+
+def segments(family: Fam) -> list[Segment]:
+    """Returns the members in order, with their ranges along :func:`index_of`.
+
+    For example, three members of sizes (8, 8, 8) have the ranges [0, 8), [8, 16) and
+    [16, 24), or, once the index has been split into 3 x 8, [0, 1), [1, 2) and [2, 3).
+    """
     index = index_of(family)
-    scale = 1 if index is None else sum(family.sizes) // index.size
-    sizes = [size // scale for size in family.sizes]
+    inner = 1 if index is None else sum(family.sizes) // index.size
+    sizes = [size // inner for size in family.sizes]
     ends = itertools.accumulate(sizes)
-    for member, size, end in zip(family.members, sizes, ends, strict=True):
-        yield member, end - size, end
+    return [
+        Segment(member, end - size, end)
+        for member, size, end in zip(family.members, sizes, ends, strict=True)
+    ]
 
 
 def member_at(family: Fam, position: int) -> Node:
-    """Returns the member for one element of the index."""
-    return next(m for m, low, high in segments(family) if low <= position < high)
+    """Returns the member that one element of the index selects."""
+    return next(s.member for s in segments(family) if s.low <= position < s.high)

@@ -1,4 +1,4 @@
-"""A program that was read: its axes, in the form of entries."""
+"""A reading of a program: the axes of all its values, once it has been interpreted."""
 
 import functools
 from collections.abc import Mapping
@@ -14,15 +14,21 @@ from zipjax.tracing.refining import collapse
 
 
 class Reading:
-    """A program that was read, ready to be asked for entries.
+    """A program together with the axes of all its values.
 
     Attributes:
-      ledger: with what was logged.
-      values: axes of every value.
+      program: the program.
+      ledger: what was recorded on the way.
+      values: every value with its axes, by value number.
     """
 
     def __init__(self, program: Program, *, tie_contractions: bool = True) -> None:
-        """Reads a program."""
+        """Reads a program.
+
+        Args:
+          program: the traced function.
+          tie_contractions: whether contracted axes become one perm; see ``Ledger``.
+        """
         self.program = program
         self.ledger = Ledger(tie_contractions=tie_contractions)
         self.values = interpret(self.ledger, program, self._given())
@@ -33,9 +39,11 @@ class Reading:
         self._collapse_families()
 
     def raw_entries(self) -> tuple[dict[str, Entries], dict[Node, str]]:
-        """Returns entries with numbers for perms and the numbers of all atoms.
+        """Returns every parameter's entries, with every atom as a perm.
 
-        Frozen atoms have numbers too, and all axes have the role "out".
+        Returns:
+          The entries by path, in which perms are named "0", "1", ... and all axes have
+          the role "out"; and the name of every atom, frozen ones included.
         """
         names: dict[Node, str] = {}
 
@@ -55,7 +63,7 @@ class Reading:
 
     @property
     def order(self) -> list[str]:
-        """Paths of the parameters in the order in which the program uses them."""
+        """The parameters' paths in the order in which the program uses them."""
         used = self.ledger.depths
         return [*used, *(path for path in self.program.params if path not in used)]
 
@@ -73,7 +81,7 @@ class Reading:
         return values
 
     def _collapse_families(self) -> None:
-        """Ties the members of families that no entry of a parameter can express."""
+        """Ties the members of families that a parameter's entries cannot express."""
         pending = list(self.program.params)
         while pending:
             try:

@@ -1,6 +1,7 @@
 """Refining and tying axes: split, cut and unify.
 
-A split makes an axis a product, a cut makes it a concatenation; both happen in place.
+A split turns an axis into a product, a cut turns it into a concatenation; both happen
+in place.
 """
 
 import itertools
@@ -40,13 +41,13 @@ def collapse(node: Node, why: Reason) -> None:
 
 
 def halves(node: Node, outer: int) -> tuple[Node, Node] | None:
-    """Splits an axis into (outer, inner); None if its structure forbids it."""
+    """Splits an axis into (outer, inner); returns None if its structure forbids it."""
     parts = regroup(factors(node), [outer, node.size // outer])
     return None if parts is None else (parts[0], parts[1])
 
 
 def regroup(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Node] | None:
-    """Reads the product of ``nodes`` as the product of axes of other ``sizes``.
+    """Returns the product of ``nodes`` as a product of axes of the given ``sizes``.
 
     Returns:
       One node for each size, or None if some factor cannot be split that way.
@@ -72,14 +73,14 @@ def regroup(nodes: Sequence[Node], sizes: Sequence[int]) -> list[Node] | None:
 
 
 def _next(queue: deque[Node]) -> Node:
-    """Takes the next factor: what was done meanwhile may have refined it."""
+    """Takes the next factor, which may have been refined since it was queued."""
     first, *rest = factors(queue.popleft())
     queue.extendleft(reversed(rest))
     return first
 
 
 def _split(node: Node, outer: int) -> tuple[Node, Node] | None:
-    """Splits an axis that is no product in place."""
+    """Splits an axis that is not a product in place; None if that is impossible."""
     inner = node.size // outer
     match node.form:
         case None:
@@ -101,7 +102,7 @@ def _split(node: Node, outer: int) -> tuple[Node, Node] | None:
             first = Node(outer, Fam(index, sizes, tuple(a for a, _ in pairs)))
             pair = (first, Node(inner, Fam(index, sizes, tuple(b for _, b in pairs))))
         case Prod():
-            raise TypeError("a product has factors to split, not itself")
+            raise TypeError("a product is split through its factors")
     node.form, node.events = Prod(pair), []
     return pair
 
@@ -113,7 +114,7 @@ def _family(index: Node, members: Sequence[Node]) -> Node:
 
 
 def part_of(atom: Node, size: int) -> Node:
-    """Makes an atom that takes the place of a part of another one."""
+    """Returns a new atom that takes the place of a part of another one."""
     return Node(size, frozen=atom.frozen, events=list(atom.events))
 
 
@@ -151,7 +152,7 @@ def cut(node: Node, points: Sequence[int]) -> list[Piece] | None:
 def _cut_parts(
     node: Node, parts: tuple[Node, ...], points: Sequence[int]
 ) -> list[Piece] | None:
-    """Cuts a concatenation: pieces are parts, pieces of parts, or runs of these."""
+    """Cuts a concatenation: a piece is a part, a piece of one, or a run of these."""
     small: list[tuple[int, Piece]] = []
     start = 0
     for part in parts:
@@ -189,7 +190,7 @@ def _cut_product(parts: list[Node], points: Sequence[int]) -> list[Piece] | None
 
 
 def boundaries(node: Node) -> list[int]:
-    """Returns the positions at which the parts of a concatenation meet."""
+    """Returns the positions where the parts of a concatenation meet."""
     form = find(node).form
     if not isinstance(form, Cat):
         return []
@@ -197,12 +198,12 @@ def boundaries(node: Node) -> list[int]:
 
 
 def unify(a: Node, b: Node, why: Reason) -> None:
-    """Ties two axes: they have one order of units from now on.
+    """Ties two axes: from now on they have one order of units.
 
     Args:
       a: an axis.
       b: an axis of the same size.
-      why: recorded where the two cannot be aligned and both freeze.
+      why: the reason to record if they cannot be aligned and both freeze.
     """
     a, b = find(a), find(b)
     if a is b or a.size == b.size == 1:
@@ -291,7 +292,7 @@ def _unify_families(a: Node, b: Node, why: Reason) -> None:
     assert isinstance(b.form, Fam)
     left, right = a.form, b.form
     unify(left.index, right.index, why)
-    for x, x_low, x_high in list(segments(left)):
-        for y, y_low, y_high in list(segments(right)):
-            if max(x_low, y_low) < min(x_high, y_high):
-                unify(x, y, why)
+    for x in segments(left):
+        for y in segments(right):
+            if max(x.low, y.low) < min(x.high, y.high):
+                unify(x.member, y.member, why)

@@ -1,11 +1,12 @@
 """Roles: which axes produce a perm's units and which consume them.
 
-A second reading ties axes along the flow of values only, not across contractions. What
-is tied then was produced together; each contraction has a producer and a consumer:
+A second reading ties axes along the flow of values only, not across contractions. Axes
+that are tied in it were produced together, and each contraction has a producer and a
+consumer:
 
 * data times a weight: the weight consumes;
-* two weights, or two values that both depend on data (Q and K): the second consumes,
-  unless other parameters consume it, as they do a residual stream; then the first.
+* two weights, or two values that both depend on data (Q and K): the second consumes.
+  If other parameters consume the second, as they do a residual stream, the first does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,11 +22,11 @@ from zipjax.tracing.reading import Reading
 def with_roles(
     raw: Mapping[str, Entries], sizes: Mapping[str, int], program: Program
 ) -> dict[str, Entries]:
-    """Fills in the roles, which a reading along the flow of values tells.
+    """Returns the entries with the role of every axis, found by a second reading.
 
     Args:
-      raw: entries of all parameters, of numbered perms.
-      sizes: number of units of these.
+      raw: every parameter's entries, as :meth:`Reading.raw_entries` returns them.
+      sizes: number of units of the perms in them.
       program: the traced function.
     """
     flow = Reading(program, tie_contractions=False)
@@ -50,10 +51,10 @@ def with_roles(
 
 
 def consumers(contractions: Iterable[Contraction]) -> set[Node]:
-    """Returns the atoms of a reading without tied contractions that consume.
+    """Returns the atoms that consume, in a reading that does not tie contractions.
 
     Args:
-      contractions: those of the reading.
+      contractions: the contractions of the reading.
     """
     found: set[Node] = set()
     producers: set[Node] = set()

@@ -1,4 +1,4 @@
-"""The user's lines behind equations."""
+"""The user's lines of code that equations come from."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ _FRAMEWORKS = ("jax", "jaxlib", "flax", "haiku", "equinox", "einops")
 
 
 def describe(reason: Reason) -> str:
-    """Returns a reason in words, with the user's line where there is one."""
+    """Returns a reason in words, with the user's line if one is known."""
     line = None if reason.equation is None else user_line(reason.equation)
     return reason.what if line is None else f"{reason.what} at {line}"
 
@@ -20,7 +20,7 @@ def describe(reason: Reason) -> str:
 def user_line(eqn: Equation) -> str | None:
     """Returns "model.py:12 (function)" for the innermost frame of the user's code."""
     if eqn.call is not None:
-        # Beyond the call lie the lines of whoever traced the jitted function first.
+        # Frames beyond the call belong to the first caller of the jitted function.
         for frame in _frames(eqn.source):
             if frame.file_name.endswith("jax/_src/pjit.py"):
                 break

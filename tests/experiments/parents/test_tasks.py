@@ -59,7 +59,7 @@ def test_disjoint_tasks_are_told_apart_among_all_classes():
             [0, 1, 2, 3, 0, 0],  # 1: nowhere
         ]
     )
-    found = tasks.evaluate(forward(outputs), split_of([0, 3, 1]), made, 2)
+    found = tasks.evaluate_split(forward(outputs), split_of([0, 3, 1]), made, 2)
     assert (found.joint, found.tasks) == (1 / 3, (1.0, 0.0))
 
 
@@ -76,7 +76,7 @@ def test_tasks_of_all_examples_are_answered_one_by_one():
             [1, 0, 0, 1, 0, 0],  # no, yes: about 0 the second wrong
         ]
     )
-    found = tasks.evaluate(forward(outputs), split_of([3, 2, 0]), made, 2)
+    found = tasks.evaluate_split(forward(outputs), split_of([3, 2, 0]), made, 2)
     assert found.joint == pytest.approx(1 / 3)
     assert found.tasks == pytest.approx((2 / 3, 1 / 3))
 
@@ -84,4 +84,4 @@ def test_tasks_of_all_examples_are_answered_one_by_one():
 def test_tasks_that_share_some_labels_are_refused():
     made = [tasks.some_classes(classes, EMBEDDINGS) for classes in ((0, 1, 2), (2, 3))]
     with pytest.raises(ValueError, match="every label once"):
-        tasks.evaluate(forward(np.eye(6)), split_of([0]), made, 2)
+        tasks.evaluate_split(forward(np.eye(6)), split_of([0]), made, 2)

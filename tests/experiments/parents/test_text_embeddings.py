@@ -106,7 +106,7 @@ def test_a_written_file_is_read_back(tmp_path, monkeypatch, tiny_clip):
     path = write_class_embeddings(
         "digits",
         "clip",
-        folder=tmp_path / "experiments/class_embeddings",
+        folder=tmp_path / "experiments.parents/class_embeddings",
         model=str(tiny_clip),
     )
     assert path.name == "digits.clip.json"
@@ -151,10 +151,12 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 @pytest.mark.parametrize("encoder", ["clip", "minilm"])
-def test_weights_that_cannot_be_had(encoder, tmp_path):
+def test_weights_that_cannot_be_loaded(encoder, tmp_path):
     pytest.importorskip("torch", reason="needs the extra [text] or [clip]")
     pytest.importorskip("transformers", reason="needs the extra [text] or [clip]")
-    with pytest.raises(OSError, match=rf'weights of encoder "{encoder}" cannot be had'):
+    with pytest.raises(
+        OSError, match=rf'weights of encoder "{encoder}" cannot be loaded'
+    ):
         encode(["a"], encoder, model=str(tmp_path))
 
 
@@ -164,13 +166,13 @@ def test_weights_that_cannot_be_had(encoder, tmp_path):
         ({"vectors": [[3.0, 4.0]]}, "length 1"),
         ({"vectors": [[float("nan"), 0.0]]}, "length 1"),
         ({"vectors": [[1.0, 0.0], [0.0, 1.0]]}, r"shape \(2, 2\), not \(1, 2\)"),
-        ({"vectors": [[1.0], [0.0, 1.0]]}, "no file of class embeddings"),
-        ({"dimension": None, "classes": 3}, "no file of class embeddings"),
+        ({"vectors": [[1.0], [0.0, 1.0]]}, "not a file of class embeddings"),
+        ({"dimension": None, "classes": 3}, "not a file of class embeddings"),
     ],
 )
 def test_a_damaged_file_is_named(change, message, tmp_path, monkeypatch):
     whole = {"classes": ["one"], "dimension": 2, "vectors": [[0.6, 0.8]]}
-    folder = tmp_path / "experiments/class_embeddings"
+    folder = tmp_path / "experiments.parents/class_embeddings"
     folder.mkdir(parents=True)
     (folder / "digits.json").write_text(json.dumps(whole | change))
     monkeypatch.setattr(

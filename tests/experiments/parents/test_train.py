@@ -6,8 +6,9 @@ import numpy as np
 import optax
 
 from experiments.defaults import training
+from experiments.parents import train
 from experiments.parents.data import Pixels, Split
-from experiments.parents.train import Look, train
+from experiments.parents.train import Augmentation, train_network
 from zipjax.models import mlp
 
 NETWORK = mlp.MLP((5,), 3)
@@ -19,23 +20,26 @@ def run(config, start=None, seed=0):
     split = Split(images, np.arange(8) % 2, Pixels((0.5,), (2.0,)))
     silent = (lambda steps, title: steps), (lambda step, scalars: None)
     key = jax.random.key(seed)
-    return split, train(NETWORK, split, TARGETS, key, config, *silent, "x", start)
+    return split, train_network(
+        NETWORK, split, TARGETS, key, config, *silent, "x", start
+    )
 
 
 def test_augmented_images_are_flipped_windows_of_the_padded_ones(key):
     image = np.arange(1.0, 37.0, dtype=np.float32).reshape(6, 6)
     images = jnp.repeat(jnp.asarray(image)[None, :, :, None], 100, 0)
-    look = Look(Pixels(), flip=True, crop=2)
+    augmentation = Augmentation(Pixels(), flip=True, crop=2)
     windows = {
         np.pad(side, 2)[r : r + 6, c : c + 6].tobytes()
         for side in (image, image[:, ::-1])
         for r in range(5)
         for c in range(5)
     }
-    made = {seen.tobytes() for seen in np.asarray(look.seen(images, key))[..., 0]}
+    made = np.asarray(augmentation.augmented(images, key))[..., 0]
+    made = {image.tobytes() for image in made}
     assert made <= windows
     assert len(made) > 35  # of 50
-    plain = Look(Pixels(), flip=False, crop=0).seen(images, key)
+    plain = Augmentation(Pixels(), flip=False, crop=0).augmented(images, key)
     np.testing.assert_array_equal(plain, images)
 
 
@@ -76,3 +80,10 @@ def test_networks_from_one_start_stay_near_each_other():
 
     assert 0 < distance(tuned[0], tuned[1]) < 0.1 * distance(tuned[0], fresh)
     assert distance(start, kept) == 0
+
+
+def test_trainings_of_other_lengths_and_settings_share_one_compiled_step():
+    run(training(epochs=1, batch_size=4))
+    before = train._step._cache_size()
+    run(training(epochs=3, batch_size=4, learning_rate=1e-4, weight_decay=0.2))
+    assert train._step._cache_size() == before

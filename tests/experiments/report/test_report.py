@@ -1,7 +1,6 @@
 """The report: every format shows the same figures, and the HTML stands alone."""
 
 import csv
-import io
 import os
 import re
 from html.parser import HTMLParser
@@ -9,45 +8,12 @@ from html.parser import HTMLParser
 import jax
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from experiments.report.report import (
-    BOUND,
-    MERGED,
-    MODELS,
-    PARTIAL,
-    Picture,
-    make_table,
-    print_table,
-    write_report,
-)
+from experiments.report.report import Picture, write_report
 from experiments.results import Result
+from tests.experiments.report.results import FIGURES, results_of
 
-FIGURES = {  # method: layers, FLOPs in millions, joint, tasks
-    "Model A": (None, 41.0, 0.48, (0.96, 0.20)),
-    "Model B": (None, 41.0, 0.47, (0.22, 0.95)),
-    "Ensemble": (None, 82.0, 0.874, (0.96, 0.95)),
-    "Average": (None, 41.0, 0.13, (0.25, 0.84)),
-    "Permute": (None, 41.0, 0.55, (0.72, 0.71)),
-    "ZipIt! full": (20, 41.0, 0.66, (0.83, 0.80)),
-    "ZipIt! 13/20": (13, 55.0, 0.83, (0.93, 0.92)),
-}
 CONFIG = 'name = "digits"\n<script>alert("config")</script>\n'
-
-
-def _results(seeds=(0, 1)) -> list[Result]:
-    return [
-        Result(
-            method,
-            seed,
-            1e6 * flops,
-            joint + seed / 1000,
-            tuple(task - seed / 500 for task in tasks),
-            layers,
-        )
-        for seed in seeds
-        for method, (layers, flops, joint, tasks) in FIGURES.items()
-    ]
 
 
 def _picture() -> Picture:
@@ -58,7 +24,9 @@ def _picture() -> Picture:
 
 def _write(folder, results=None, **changes):
     options = {"title": "Digits <5 + 5>", "notes": ["Split & merged"]} | changes
-    return write_report(results or _results(), [_picture()], CONFIG, folder, **options)
+    return write_report(
+        results or results_of(), [_picture()], CONFIG, folder, **options
+    )
 
 
 class _Page(HTMLParser):
@@ -78,7 +46,7 @@ class _Page(HTMLParser):
 
 
 def test_the_csv_holds_the_results_to_the_last_digit(tmp_path):
-    results = _results()
+    results = results_of()
     _write(tmp_path, results)
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -106,67 +74,6 @@ def test_the_markdown_has_a_row_a_method(tmp_path):
     assert sorted(row[0] for row in rows[2:]) == sorted(FIGURES)
     permute = next(row for row in rows if row[0] == "Permute")
     assert permute[1:4] == ["41.0", "55.0 ± 0.1", "71.9 ± 0.1"]
-
-
-def test_sections_go_from_the_trained_networks_to_the_upper_bound():
-    sections = {
-        section.title: [method for method, _ in section.rows]
-        for section in make_table(_results()).sections
-    }
-    assert sections == {
-        MODELS: ["Model A", "Model B"],
-        MERGED: ["Average", "Permute", "ZipIt! full"],
-        PARTIAL: ["ZipIt! 13/20"],
-        BOUND: ["Ensemble"],
-    }
-
-
-def test_the_best_are_marked_among_the_networks_merged_into_one():
-    marked = {
-        method: [cell.mean for cell in cells if cell.best]
-        for section in make_table(_results(seeds=(0,))).sections
-        for method, cells in section.rows
-    }
-    best = {"Average": ["84.0"], "ZipIt! full": ["66.0", "83.0", "81.5"]}
-    assert {method: cells for method, cells in marked.items() if cells} == best
-
-
-def test_one_seed_has_no_plus_minus():
-    for section in make_table(_results(seeds=(4,))).sections:
-        for _, cells in section.rows:
-            assert not any("±" in str(cell) for cell in cells)
-
-
-@pytest.mark.parametrize(
-    ("flops", "unit", "shown"),
-    [
-        (2.5e3, "kFLOPs", "2.50"),
-        (41.2e6, "MFLOPs", "41.2"),
-        (2.72e9, "GFLOPs", "2.72"),
-        (123.4e12, "TFLOPs", "123"),
-    ],
-)
-def test_flops_have_a_fitting_unit(flops, unit, shown):
-    table = make_table([Result("Permute", 0, flops, 0.5, (0.5,))])
-    assert table.columns[1] == unit
-    assert str(table.sections[0].rows[0][1][0]) == shown
-
-
-def test_tasks_are_lettered():
-    table = make_table([Result("Permute", 0, 1e6, 0.5, (0.1, 0.2, 0.3, 0.4))])
-    assert table.columns[3:-1] == ("Task A", "Task B", "Task C", "Task D")
-
-
-def test_the_terminal_shows_every_figure():
-    console = Console(file=io.StringIO(), record=True, width=100)
-    print_table(_results(), console)
-    text = console.export_text()
-    lines = text.splitlines()
-    for section in make_table(_results()).sections:
-        for method, cells in section.rows:
-            line = next(line for line in lines if line.startswith(f"  {method} "))
-            assert all(str(cell) in line for cell in cells)
-    assert "2 seeds" in text
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path):
@@ -222,7 +129,7 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk gone"):
-        _write(path.parent, _results(seeds=(0, 1, 2)))
+        _write(path.parent, results_of(seeds=(0, 1, 2)))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == old
 
 
@@ -231,6 +138,7 @@ def test_bad_results_touch_no_file(tmp_path):
         write_report([], [], CONFIG, tmp_path / "new", title="Nothing")
     with pytest.raises(ValueError, match=r"Model A lacks \[9\]"):
         _write(
-            tmp_path / "new", [*_results(), Result("Permute", 9, 1.0, 0.5, (0.5, 1.0))]
+            tmp_path / "new",
+            [*results_of(), Result("Permute", 9, 1.0, 0.5, (0.5, 1.0))],
         )
     assert not (tmp_path / "new").exists()

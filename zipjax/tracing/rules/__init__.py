@@ -1,1 +1,1 @@
-"""What each JAX primitive says about the axes of its operands and results."""
+"""Rules: what each JAX primitive means for the axes of its operands and results."""

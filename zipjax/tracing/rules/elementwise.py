@@ -6,6 +6,7 @@ from zipjax.program.program import Equation
 from zipjax.tracing.ledger import Ledger
 from zipjax.tracing.nesting import Axes
 from zipjax.tracing.nodes import Node
+from zipjax.types import Shapes
 
 ELEMENTWISE = frozenset(
     """
@@ -22,20 +23,15 @@ ELEMENTWISE = frozenset(
 )
 
 
-def freeze_all(
-    ledger: Ledger, operands: Sequence[Axes], shapes: Sequence[tuple[int, ...]]
-) -> list[Axes]:
-    """Freezes everything that an equation touches."""
+def freeze_all(ledger: Ledger, operands: Sequence[Axes], shapes: Shapes) -> list[Axes]:
+    """Freezes all axes of an equation's operands and results."""
     for axes in operands:
         ledger.freeze(axes)
     return [tuple(ledger.frozen(size) for size in shape) for shape in shapes]
 
 
 def elementwise(
-    ledger: Ledger,
-    eqn: Equation,
-    operands: list[Axes],
-    shapes: Sequence[tuple[int, ...]],
+    ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> Sequence[Axes]:
     """Ties the operands axis by axis; axes of size 1 and scalars are broadcast."""
     if len(shapes) > 1:

@@ -1,7 +1,6 @@
 """Rules of slices, gathers and scatters."""
 
 import itertools
-from collections.abc import Sequence
 
 from zipjax.program.program import Equation, Literal
 from zipjax.tracing.ledger import Ledger
@@ -18,8 +17,7 @@ from zipjax.tracing.nodes import (
     restrict,
 )
 from zipjax.tracing.refining import cut, part_of
-
-Shapes = Sequence[tuple[int, ...]]
+from zipjax.types import Shapes
 
 
 def slice_(
@@ -32,9 +30,8 @@ def slice_(
     return [_sliced(ledger, operands[0], list(spans))]
 
 
-def _sliced(
-    ledger: Ledger, axes: Axes, spans: list[tuple[int, int, int]]
-) -> tuple[Node, ...]:
+def _sliced(ledger: Ledger, axes: Axes, spans: list[tuple[int, int, int]]) -> Axes:
+    """Returns the axes of a slice, given its (start, stop, stride) along every axis."""
     for number, (start, stop, stride) in enumerate(spans):
         size = axes[number].size
         if (start, stop) == (0, size) and (stride == 1 or size == 1):
@@ -55,6 +52,7 @@ def _sliced(
 
 
 def _replaced(axes: Axes, number: int, piece: Piece) -> Axes:
+    """Returns an array's axes after axis ``number`` was sliced to a piece."""
     restricted = [restrict(node, piece.choices) for node in axes]
     restricted[number] = piece.node
     return tuple(restricted)
@@ -94,28 +92,48 @@ def unstack(
 def _cut_axis(
     ledger: Ledger, axes: Axes, number: int, points: list[int]
 ) -> list[Piece] | None:
-    """Cuts an axis; perms seen only along with it get one member a segment."""
-    for atom, places in _atoms_to_cut(axes[number], points):
-        found = {find(node) for axis in axes for node in atoms(axis)} - {atom}
-        alone = [
-            node
-            for node in found
-            if node.frozen is None
-            and node.size > 1
-            and only_with(node, atom, ledger.events)
-        ]
-        cut(atom, places)
-        if not isinstance(atom.form, Cat):
-            continue
-        sizes = tuple(part.size for part in atom.form.parts)
-        for node in alone:
-            members = tuple(part_of(node, node.size) for _ in sizes)
-            node.form, node.events = Fam(atom, sizes, members), []
+    """Cuts an axis; the units of other axes may differ between its pieces from now on.
+
+    For example, a fused QKV kernel ``[inputs, 3, head_dim]`` is cut along axis 1, at 1
+    and 2. ``head_dim`` never occurs without that axis, so it becomes a family of three
+    members, one per piece: the features of Q, K and V may be ordered differently.
+    ``inputs`` occurs without it, in the value that is multiplied by the kernel, and
+    stays an atom.
+
+    Args:
+      ledger: the reading so far.
+      axes: the axes of the array that is sliced.
+      number: the axis to cut.
+      points: positions strictly inside it.
+
+    Returns:
+      The pieces, or None if the structure of the axis forbids the cut.
+    """
+    for atom, inside in _atoms_to_cut(axes[number], points):
+        companions = _companions(ledger, axes, atom)
+        cut(atom, inside)
+        if isinstance(atom.form, Cat):
+            sizes = tuple(part.size for part in atom.form.parts)
+            for node in companions:
+                members = tuple(part_of(node, node.size) for _ in sizes)
+                node.form, node.events = Fam(atom, sizes, members), []
     return cut(axes[number], points)
 
 
+def _companions(ledger: Ledger, axes: Axes, atom: Node) -> list[Node]:
+    """Returns the atoms of an array that never occur anywhere without ``atom``."""
+    others = {find(node) for axis in axes for node in atoms(axis)} - {atom}
+    return [
+        node
+        for node in others
+        if node.frozen is None
+        and node.size > 1
+        and only_with(node, atom, ledger.events)
+    ]
+
+
 def _atoms_to_cut(node: Node, points: list[int]) -> list[tuple[Node, list[int]]]:
-    """Lists the atoms that a cut goes through, with its positions in them."""
+    """Returns the atoms that a cut goes through, with the positions in each of them."""
     node = find(node)
     if not points:
         return []
@@ -141,7 +159,7 @@ def _atoms_to_cut(node: Node, points: list[int]) -> list[tuple[Node, list[int]]]
 def dynamic_slice(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """A slice at a computed position: freezes every axis that it cuts."""
+    """Slices at a computed position, which freezes every axis that is cut."""
     axes, (shape,) = operands[0], shapes
     starts = [x.value for x in eqn.operands[1:] if isinstance(x, Literal)]
     if len(starts) == len(axes):
@@ -201,10 +219,10 @@ def gather(
         if k not in dropped
     ]
     ledger.log([*batch, *window])
-    places, rest = iter(window), iter(indices[:-1])
+    inside, rest = iter(window), iter(indices[:-1])
     offsets = set(numbers.offset_dims)
     return [
-        tuple(next(places) if k in offsets else next(rest) for k in range(len(shape)))
+        tuple(next(inside) if k in offsets else next(rest) for k in range(len(shape)))
     ]
 
 
@@ -234,7 +252,7 @@ def scatter(
     for index, update in zip(indices[:-1], rest, strict=True):
         ledger.tie(index, update)
     positions = numbers.scatter_indices_batching_dims
-    # Updates at one position are combined in an order that XLA does not promise.
+    # XLA does not specify the order in which updates of one element are combined.
     ledger.freeze(n for k, n in enumerate(rest) if k not in positions)
     ledger.log([*batch, *whole])
     return [axes]

@@ -7,8 +7,7 @@ from zipjax.tracing.ledger import Ledger
 from zipjax.tracing.nesting import Axes
 from zipjax.tracing.nodes import Node, concatenation, product
 from zipjax.tracing.refining import regroup
-
-Shapes = Sequence[tuple[int, ...]]
+from zipjax.types import Shape, Shapes
 
 
 def reshape(
@@ -19,7 +18,7 @@ def reshape(
     if eqn.params.get("dimensions") is not None:
         ledger.freeze(axes)
         return [tuple(ledger.frozen(size) for size in shape)]
-    if 0 in shape:  # No elements, so that no axis of the operand says anything.
+    if 0 in shape:  # Without elements there is nothing to tie.
         return [tuple(Node(size) for size in shape)]
     result: list[Node] = []
     for block, sizes in _blocks(axes, shape):
@@ -31,10 +30,12 @@ def reshape(
     return [tuple(result)]
 
 
-def _blocks(
-    axes: Sequence[Node], shape: tuple[int, ...]
-) -> list[tuple[list[Node], list[int]]]:
-    """Pairs the shortest runs of axes and of sizes with equal products."""
+def _blocks(axes: Sequence[Node], shape: Shape) -> list[tuple[list[Node], list[int]]]:
+    """Returns the shortest runs of axes with the runs of sizes that they become.
+
+    For example, a reshape from [2, 3, 4] to [6, 2, 2] turns [2, 3] into [6], and [4]
+    into [2, 2].
+    """
     blocks: list[tuple[list[Node], list[int]]] = []
     old, new = list(axes), list(shape)
     while old or new:
@@ -56,7 +57,7 @@ def _blocks(
 def broadcast_in_dim(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """Puts axes in their place among new ones; all elements of these are equal."""
+    """Moves axes among new ones, along which all elements are equal."""
     (axes, *_), (shape,) = operands, shapes
     result = [Node(size) for size in shape]
     for node, place in zip(axes, eqn.params["broadcast_dimensions"], strict=True):
@@ -68,7 +69,7 @@ def broadcast_in_dim(
 def tile(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """Repeats whole axes: a product of the copies and the axis."""
+    """Repeats whole axes: the result is the product of the copies and the axis."""
     repeats = eqn.params["reps"]
     axes = operands[0]
     pairs = zip(repeats, axes, strict=True)

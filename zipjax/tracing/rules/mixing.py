@@ -1,6 +1,5 @@
 """Rules of products, convolutions, reductions and sorts."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from zipjax.program.program import Equation
@@ -9,8 +8,7 @@ from zipjax.tracing.nesting import Axes
 from zipjax.tracing.nodes import Node, product
 from zipjax.tracing.refining import halves
 from zipjax.tracing.rules.elementwise import freeze_all
-
-Shapes = Sequence[tuple[int, ...]]
+from zipjax.types import Shapes
 
 
 def dot_general(
@@ -41,7 +39,7 @@ def _dot(ledger: Ledger, left: Axes, right: Axes, numbers: Any) -> list[Axes]:
 def ragged_dot(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """Multiplies runs of rows by matrices of their own: rows and matrices freeze."""
+    """Multiplies each run of rows by its own matrix: rows and matrices freeze."""
     left, right, sizes = operands[:3]
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     contracted, batched = numbers.dot_dimension_numbers
@@ -57,10 +55,10 @@ def ragged_dot(
     return [(*axes[:first], *rest)]
 
 
-def conv(
+def convolution(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """Ties input channels; splits the channels of a grouped convolution."""
+    """Contracts the input channels; splits the channels of a grouped convolution."""
     image, kernel = operands[:2]
     layout, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     if eqn.params["batch_group_count"] != 1:
@@ -173,7 +171,7 @@ def _ordered(ledger: Ledger, operands: list[Axes], axis: int) -> list[Axes]:
 def top_k(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """Freezes the axis of which the largest elements are taken."""
+    """Freezes the axis along which the largest elements are taken."""
     (axes,) = operands
     axis = eqn.params.get("axis", -1) % len(axes)
     ledger.freeze([axes[axis]])
@@ -188,7 +186,7 @@ def top_k(
 MIXING = {
     "dot_general": dot_general,
     "ragged_dot_general": ragged_dot,
-    "conv_general_dilated": conv,
+    "conv_general_dilated": convolution,
     "fft": fft,
     **dict.fromkeys(
         (

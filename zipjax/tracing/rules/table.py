@@ -1,4 +1,4 @@
-"""The rule table: what each primitive says about the axes of its operands.
+"""The table of rules, by primitive.
 
 A rule is ``rule(ledger, equation, operand_axes, result_shapes) -> result_axes``.
 """
@@ -13,8 +13,8 @@ from zipjax.tracing.rules.elementwise import ELEMENTWISE, elementwise, freeze_al
 from zipjax.tracing.rules.indexing import INDEXING
 from zipjax.tracing.rules.layout import LAYOUT
 from zipjax.tracing.rules.mixing import MIXING
+from zipjax.types import Shapes
 
-Shapes: TypeAlias = Sequence[tuple[int, ...]]
 Rule: TypeAlias = Callable[[Ledger, Equation, list[Axes], Shapes], Sequence[Axes]]
 
 _RULES: dict[str, Rule] = {

@@ -1,6 +1,5 @@
-"""Plots: what is drawn is what was given."""
+"""Pictures of merged units: the drawn values are the given ones."""
 
-import dataclasses
 import io
 import itertools
 
@@ -9,20 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from experiments.report import plots
-from experiments.results import Result
-
-ZIPS = {"ZipIt! full": 20, "ZipIt! 13/20": 13, "ZipIt! 7/20": 7}
-METHODS = ("Model A", "Model B", "Ensemble", "Average", "Permute", *ZIPS)
-
-
-def _results(seeds: int) -> list[Result]:
-    rng = np.random.default_rng(0)
-    return [
-        Result(m, s, 1e6, rng.uniform(), tuple(rng.uniform(size=2)), ZIPS.get(m))
-        for m in METHODS
-        for s in range(seeds)
-    ]
+from experiments.report import matched_units
+from experiments.report.style import COLOURS
 
 
 def _correlation(units: int, seed: int = 0) -> np.ndarray:
@@ -35,69 +22,19 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def test_accuracy_against_depth_draws_the_means_and_deviations():
-    results = _results(seeds=3)
-    figure = plots.accuracy_against_depth(results, 20)
-    assert _png(figure).startswith(b"\x89PNG")
-    for axes, figures in zip(figure.axes, ("joint", "average"), strict=True):
-        drawn = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        values = {
-            m: 100 * np.array([getattr(r, figures) for r in results if r.method == m])
-            for m in METHODS
-        }
-        for level in METHODS[:3]:
-            np.testing.assert_allclose(drawn[level].get_ydata(), values[level].mean())
-        depths = ["Ensemble", "ZipIt! 7/20", "ZipIt! 13/20", "ZipIt! full"]
-        line, _, (bars,) = drawn["ZipIt!"]
-        x, y = line.get_data(orig=False)
-        np.testing.assert_array_equal(x, [0, 7, 13, 20])
-        np.testing.assert_allclose(y, [values[d].mean() for d in depths])
-        lengths = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
-        np.testing.assert_allclose(lengths, [values[d].std(ddof=1) for d in depths])
-        # Full merges stand side by side behind the last layer.
-        for number, method in enumerate(("Average", "Permute"), start=1):
-            point = drawn[method][0].get_xydata()
-            place = 20 * (1 + 0.03 * number)
-            np.testing.assert_allclose(point, [[place, values[method].mean()]])
-        assert max(axes.get_xticks()) == 20
-
-
-def test_an_ensemble_may_say_that_it_zips_no_layer():
-    results = [
-        dataclasses.replace(r, layers=0) if r.method == "Ensemble" else r
-        for r in _results(seeds=1)
-    ]
-    labels = [
-        plots.accuracy_against_depth(given, 20).axes[0].get_legend_handles_labels()[1]
-        for given in (results, _results(seeds=1))
-    ]
-    assert labels[0] == labels[1]
-    assert sorted(labels[0]) == sorted([*METHODS[:5], "ZipIt!"])
-
-
-def test_one_seed_has_no_error_bars():
-    axes = plots.accuracy_against_depth(_results(seeds=1), 20).axes[0]
-    assert not any(container.has_yerr for container in axes.containers)
-
-
-def test_accuracy_needs_results():
-    with pytest.raises(ValueError, match="no results"):
-        plots.accuracy_against_depth([], 20)
-
-
 def test_correlation_matrix_is_ordered_by_kind_then_correlation():
     correlation = np.eye(8)
     # Model A is units 0-3, B is 4-7. Merged: 0+5 (A-B), 1+6 (A-B), 2+3 (A-A), 4, 7.
     assignment = np.array([0, 1, 2, 2, 3, 0, 1, 4])
     for a, b, value in ((0, 5, 0.3), (1, 6, 0.9), (2, 3, 0.99)):
         correlation[a, b] = correlation[b, a] = value
-    figure = plots.correlation_matrix(correlation, assignment, 2, "dense0")
+    figure = matched_units.correlation_matrix(correlation, assignment, 2, "dense0")
     order = [1, 6, 0, 5, 2, 3, 4, 7]
     (image,) = figure.axes[0].images
     np.testing.assert_array_equal(image.get_array(), correlation[np.ix_(order, order)])
     assert image.get_clim() == (-1, 1)
     _, top, left, _ = figure.axes
-    expected = [plots.COLOURS[unit // 4] for unit in order]
+    expected = [COLOURS[unit // 4] for unit in order]
     for strip in (top.images[0].get_array()[0], left.images[0].get_array()[:, 0]):
         assert [to_hex(colour).upper() for colour in strip] == expected
     labels = [label.get_text() for label in left.get_yticklabels()]
@@ -111,7 +48,7 @@ def test_correlation_matrix_shows_every_unit_once(num_models):
     units = 6 * num_models
     correlation = _correlation(units)
     assignment = np.random.default_rng(1).permutation(np.arange(units) % 6)
-    figure = plots.correlation_matrix(correlation, assignment, num_models, "x")
+    figure = matched_units.correlation_matrix(correlation, assignment, num_models, "x")
     drawn = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(
         np.sort(drawn.sum(0)), np.sort(correlation.sum(0)), atol=1e-12
@@ -131,7 +68,7 @@ def test_merge_kinds_counts_merged_units():
         "dense0": np.array([0, 1, 2, 2, 3, 0, 1, 4]),
         "dense1": np.array([0, 0, 0, 1, 1, 2, 2, 2]),
     }
-    figure = plots.merge_kinds(assignments, 2)
+    figure = matched_units.merge_kinds(assignments, 2)
     assert _bars(figure) == {
         "A-B": [2, 1],
         "A-A": [1, 1],
@@ -152,7 +89,7 @@ def test_merge_kinds_add_up_for_any_number_of_models_and_layers(num_models):
         f"stage{layer}/block/inner": rng.permutation(np.arange(8 * num_models) % 10)
         for layer in range(32)
     }
-    figure = plots.merge_kinds(assignments, num_models)
+    figure = matched_units.merge_kinds(assignments, num_models)
     bars = _bars(figure)
     np.testing.assert_array_equal(np.sum(list(bars.values()), axis=0), 10)
     styles = {
@@ -165,7 +102,7 @@ def test_merge_kinds_add_up_for_any_number_of_models_and_layers(num_models):
 
 def test_layer_labels_do_not_overlap():
     assignments = {f"stage{i}/block0/stream": np.arange(8) % 4 for i in range(40)}
-    figure = plots.merge_kinds(assignments, 2)
+    figure = matched_units.merge_kinds(assignments, 2)
     _png(figure)
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
@@ -176,7 +113,9 @@ def test_matched_correlations_shows_each_merged_pair():
     correlation = _correlation(8)
     # Merged: 0+1+5 (one pair within, two across) and 2+6; the others are single.
     assignment = np.array([0, 0, 1, 2, 3, 0, 1, 4])
-    figure = plots.matched_correlations({"x": correlation}, {"x": assignment}, 2)
+    figure = matched_units.matched_correlations(
+        {"x": correlation}, {"x": assignment}, 2
+    )
     upper, lower = figure.axes
     assert [text.get_text() for text in upper.get_legend().get_texts()] == [
         "across models (3 pairs)",
@@ -195,25 +134,27 @@ def test_matched_correlations_shows_each_merged_pair():
 def test_matched_correlations_of_pure_alignment_has_only_pairs_across():
     correlations = {f"l{i}": _correlation(12, i) for i in range(3)}
     assignments = {name: np.tile(np.arange(6), 2) for name in correlations}
-    figure = plots.matched_correlations(correlations, assignments, 2)
+    figure = matched_units.matched_correlations(correlations, assignments, 2)
     (text,) = figure.axes[0].get_legend().get_texts()
     assert text.get_text() == "across models (18 pairs)"
     assert _png(figure).startswith(b"\x89PNG")
 
 
 def test_nothing_merged_is_still_a_picture():
-    figure = plots.matched_correlations({"x": np.eye(4)}, {"x": np.arange(4)}, 2)
+    figure = matched_units.matched_correlations(
+        {"x": np.eye(4)}, {"x": np.arange(4)}, 2
+    )
     assert _png(figure).startswith(b"\x89PNG")
 
 
 def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"shape \(4, 4\), but 6 units"):
-        plots.correlation_matrix(np.eye(4), np.arange(6), 2, "x")
+        matched_units.correlation_matrix(np.eye(4), np.arange(6), 2, "x")
     with pytest.raises(ValueError, match="does not fit 3 models"):
-        plots.merge_kinds({"x": np.arange(8)}, 3)
+        matched_units.merge_kinds({"x": np.arange(8)}, 3)
     with pytest.raises(ValueError, match="empty"):
-        plots.merge_kinds({"x": np.array([0, 2, 0, 2])}, 2)
+        matched_units.merge_kinds({"x": np.array([0, 2, 0, 2])}, 2)
     with pytest.raises(ValueError, match="no assignments"):
-        plots.merge_kinds({}, 2)
+        matched_units.merge_kinds({}, 2)
     with pytest.raises(ValueError, match=r"\['x'\], but assignments of \['y'\]"):
-        plots.matched_correlations({"x": np.eye(4)}, {"y": np.arange(4)}, 2)
+        matched_units.matched_correlations({"x": np.eye(4)}, {"y": np.arange(4)}, 2)

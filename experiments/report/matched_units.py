@@ -1,83 +1,24 @@
-"""Pictures of a merge: accuracy against depth, and what was merged with what.
+"""Pictures of a merge: which units were merged, and how they correlate.
 
-Every function returns a new `matplotlib.figure.Figure` that no global state knows, and
-so needs no display and no closing. Models are lettered A, B, C, ...
+Models are lettered A, B, C, ...
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from numpy.typing import ArrayLike
 
-from experiments.results import (
-    AS_TRAINED,
-    ENSEMBLE,
-    Mean,
-    Result,
-    Row,
-    is_model,
-    letter,
-    summarise,
-)
+from experiments.report.style import COLOURS, GREY, HATCHES, WIDTH, colour_of
+from experiments.results import letter
 
-# Okabe and Ito's colours, told apart with any colour vision.
-COLOURS = tuple(
-    f"#{rgb:06X}"
-    for rgb in (0x0072B2, 0xD55E00, 0x009E73, 0xCC79A7, 0xE69F00, 0x56B4E9, 0xF0E442)
-)
-# Inches: narrow enough for the text to be read on a phone's screen.
-WIDTH = 6.4
-# About so many letters of a legend fit into the width; a line's mark takes some.
-_LEGEND_LETTERS, _LEGEND_MARK = 80, 8
-MARKERS = ("s", "D", "^", "v", "P", "X")
-HATCHES = ("", "///", "...", "xxx")
-GREY = "#9A9A9A"
-SINGLE = "single"
-
-
-def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figure:
-    """Draws joint and average accuracy against the number of zipped layers.
-
-    Rows with ``layers`` are a line that starts at the ensemble, which is what zipping
-    no layer gives; the ensemble and the single models are levels to compare with, and
-    every other method is a full merge, drawn at the right end, side by side. Bars show
-    the standard deviation over seeds.
-
-    Args:
-      results: one result a method and seed.
-      total_layers: number of layers of the network, where the axis ends.
-
-    Returns:
-      The figure, with one panel for each of the two accuracies.
-
-    Raises:
-      ValueError: if there are no results or their seeds do not match.
-    """
-    # The levels to compare with are the networks that were merged.
-    rows = [row for row in summarise(results) if AS_TRAINED not in row.method]
-    if not rows:
-        raise ValueError("no results to draw")
-    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
-    joint, average = figure.subplots(2, 1, sharex=True, sharey=True)
-    _draw_accuracy(joint, [_Point.of(r, r.joint) for r in rows], total_layers)
-    _draw_accuracy(average, [_Point.of(r, r.average) for r in rows], total_layers)
-    joint.set(title="Joint: classes of all tasks", ylabel="accuracy (%)")
-    average.set(title="Average of the tasks", ylabel="accuracy (%)")
-    average.set_xlabel(f"zipped layers of {total_layers} (0: the ensemble)")
-    handles, labels = joint.get_legend_handles_labels()
-    columns = max(1, _LEGEND_LETTERS // (max(map(len, labels)) + _LEGEND_MARK))
-    style = {"loc": "outside lower center", "frameon": False}
-    figure.legend(handles, labels, ncols=columns, **style)
-    return figure
+_SINGLE = "single"
 
 
 def correlation_matrix(
@@ -89,7 +30,7 @@ def correlation_matrix(
       correlation: of the concatenated units, ``[N*n, N*n]``.
       assignment: the merged unit that each unit goes to, ``[N*n]``.
       num_models: number of models, N.
-      title: what the figure is of, for instance the perm's name.
+      title: the figure's title, for instance the perm's name.
 
     Returns:
       The figure; a strip at the top and the left has the colour of each unit's model.
@@ -113,7 +54,7 @@ def correlation_matrix(
     bar = figure.colorbar(image, cax=divider.append_axes("right", "4%", pad=0.1))
     bar.set_label("correlation of two units' activations")
     patches = [
-        Patch(color=_colour(model), label=f"unit of model {letter(model)}")
+        Patch(color=colour_of(model), label=f"unit of model {letter(model)}")
         for model in range(num_models)
     ]
     legend = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "frameon": False}
@@ -123,7 +64,7 @@ def correlation_matrix(
 
 
 def merge_kinds(assignments: Mapping[str, ArrayLike], num_models: int) -> Figure:
-    """Draws how many merged units are of which kind, one bar a layer.
+    """Draws how many merged units there are of each kind, one bar per layer.
 
     Args:
       assignments: for every perm the merged unit that each unit goes to, ``[N*n]``.
@@ -219,7 +160,7 @@ def _merged_order(
 
 
 def _unit_kinds(assignment: ArrayLike, num_models: int) -> list[str]:
-    """Names for each merged unit the models that its units come from."""
+    """Returns for each merged unit the models that its units come from, as a name."""
     labels = _checked(assignment, num_models)
     members: list[list[int]] = [[] for _ in range(labels.max() + 1)]
     for unit, label in enumerate(labels):
@@ -239,72 +180,16 @@ def _matched_pairs(
     return matrix[merged & across], matrix[merged & ~across]
 
 
-class _Point(NamedTuple):
-    """A method's accuracy in percent."""
-
-    method: str
-    layers: int | None
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, row: Row, accuracy: Mean) -> "_Point":
-        return cls(row.method, row.layers, 100 * accuracy.mean, 100 * accuracy.std)
-
-
-def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
-    colours = itertools.cycle(COLOURS)
-    markers = itertools.cycle(("o", *MARKERS))
-    ensemble = [point for point in points if point.method == ENSEMBLE]
-    for point in ensemble:
-        axes.axhline(point.mean, color="black", ls="--", lw=1.2, label=point.method)
-    models = [point for point in points if is_model(point.method)]
-    for index, point in enumerate(models):
-        # Dashes that take turns, so that lines at one height are all seen.
-        dashes = (3 * index, (3, 3 * max(1, len(models) - 1)))
-        axes.axhline(point.mean, color=next(colours), ls=dashes, label=point.method)
-    for name, zipped in _zips(points).items():
-        line = sorted([(0, p.mean, p.std) for p in ensemble] + zipped)
-        _draw_points(axes, line, name, color=next(colours), marker=next(markers))
-    full = [p for p in points if p.layers is None and p not in models + ensemble]
-    for number, point in enumerate(full, start=1):
-        # Side by side behind the last layer: bars on one spot hide each other.
-        place = [(total_layers * (1 + 0.03 * number), point.mean, point.std)]
-        style = {"color": next(colours), "marker": next(markers), "ls": ""}
-        _draw_points(axes, place, point.method, **style)
-    axes.set_xlim(-0.03 * total_layers, (1.03 + 0.03 * len(full)) * total_layers)
-    ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10]).tick_values(0, total_layers)
-    axes.set_xticks([tick for tick in ticks if 0 <= tick <= total_layers])
-    axes.grid(axis="y", alpha=0.25)
-
-
-def _zips(points: list[_Point]) -> dict[str, list[tuple[int, float, float]]]:
-    """Collects the points of each zip: "ZipIt! 7/20" and "ZipIt! full" are one line."""
-    lines: dict[str, list[tuple[int, float, float]]] = {}
-    for point in points:
-        if point.layers is not None and point.method != ENSEMBLE:
-            name = re.sub(r"\s+(full|\d+/\d+)$", "", point.method)
-            lines.setdefault(name, []).append((point.layers, point.mean, point.std))
-    return lines
-
-
-def _draw_points(axes: Axes, points: list[tuple], label: str, **style: Any) -> None:
-    layers, means, stds = zip(*points, strict=True)
-    # Bars of length 0 would look like a deviation that was measured.
-    spread = stds if any(stds) else None
-    axes.errorbar(layers, means, yerr=spread, label=label, capsize=3, ms=5, **style)
-
-
 def _draw_margin(margin: Axes, models: np.ndarray) -> Axes:
     """Draws a strip with the colour of each unit's model beside a matrix."""
-    colours = [[to_rgb(_colour(model)) for model in line] for line in models.tolist()]
+    colours = [[to_rgb(colour_of(model)) for model in line] for line in models.tolist()]
     margin.imshow(np.array(colours), aspect="auto", interpolation="nearest")
     margin.set(xticks=[], yticks=[])
     return margin
 
 
 def _mark_kinds(axes: Axes, margin: Axes, kinds: list[str]) -> None:
-    """Draws lines between kinds of merged units and names those with room for it."""
+    """Draws lines between kinds of merged units, and names the kinds that have room."""
     end, places, names = 0, [], []
     for kind, run in itertools.groupby(kinds):
         start, end = end, end + len(list(run))
@@ -321,7 +206,7 @@ def _mark_kinds(axes: Axes, margin: Axes, kinds: list[str]) -> None:
 def _draw_histogram(axes: Axes, values: np.ndarray, kind: str, colour: str) -> None:
     if values.size:
         axes.hist(
-            # Rounding may leave a correlation just outside of [-1, 1].
+            # Rounding may leave a correlation just outside [-1, 1].
             np.clip(values, -1, 1),
             bins=np.linspace(-1, 1, 41).tolist(),
             weights=np.full(values.size, 100 / values.size),
@@ -352,41 +237,40 @@ def _label_layers(axes: Axes, names: Iterable[str]) -> None:
 
 def _kind(models: list[int]) -> str:
     if len(models) == 1:
-        return SINGLE
+        return _SINGLE
     distinct = sorted(set(models))
     return "-".join(map(letter, distinct if len(distinct) > 1 else distinct * 2))
 
 
 def _kind_rank(kind: str) -> tuple[bool, int, str]:
-    """Sorts kinds: the more models the earlier, single units last."""
-    return kind == SINGLE, -len(set(kind.split("-"))), kind
+    """Sorts kinds: those of most models first, single units last."""
+    return kind == _SINGLE, -len(set(kind.split("-"))), kind
 
 
 def _kind_styles(kinds: Iterable[str], num_models: int) -> dict[str, dict[str, Any]]:
-    """Gives kinds within a model its colour, the others colours and hatches left."""
-    own = {f"{letter(i)}-{letter(i)}": _colour(i) for i in range(num_models)}
-    own[SINGLE] = GREY
+    """Gives kinds within a model its colour, the others the colours that are left."""
+    own = {f"{letter(i)}-{letter(i)}": colour_of(i) for i in range(num_models)}
+    own[_SINGLE] = GREY
     styles: dict[str, dict[str, Any]] = {}
     for index, kind in enumerate(sorted(kinds, key=_kind_rank), start=num_models):
         hatch = "" if kind in own else HATCHES[index // len(COLOURS) % len(HATCHES)]
-        colour = own.get(kind, _colour(index))
+        colour = own.get(kind, colour_of(index))
         styles[kind] = {"color": colour, "hatch": hatch, "edgecolor": "white"}
     return styles
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
 
 
 def _checked(assignment: ArrayLike, num_models: int) -> np.ndarray:
     labels = np.asarray(assignment)
     if labels.ndim != 1 or not labels.size or num_models < 1:
-        raise ValueError(f"assignment of shape {labels.shape}, {num_models} models")
+        raise ValueError(
+            f"an assignment of shape {labels.shape} for {num_models} models: it must "
+            "be a vector with one entry per unit of all models"
+        )
     if len(labels) % num_models or set(labels) != set(range(labels.max() + 1)):
         raise ValueError(
             f"an assignment of {len(labels)} units to {labels.max() + 1} merged ones "
-            f"does not fit {num_models} models of one width, or leaves a merged unit "
-            "empty"
+            f"does not fit {num_models} models of the same width, or leaves a merged "
+            "unit empty"
         )
     return labels
 
@@ -395,6 +279,7 @@ def _checked_correlation(correlation: ArrayLike, labels: np.ndarray) -> np.ndarr
     matrix = np.asarray(correlation)
     if matrix.shape != (len(labels), len(labels)):
         raise ValueError(
-            f"correlation of shape {matrix.shape}, but {len(labels)} units assigned"
+            f"a correlation matrix of shape {matrix.shape}, but {len(labels)} units "
+            "are assigned"
         )
     return matrix

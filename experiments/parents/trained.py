@@ -1,10 +1,12 @@
-"""Where the networks come from: trained here, or read from a folder of checkpoints."""
+"""The networks that are merged: trained here, or read from a folder of checkpoints."""
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,21 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import zipjax
-from experiments.parents import cache, tasks
+from experiments.fingerprints import array_digest, code_digest, versions
+from experiments.parents import cache, data, tasks, train
 from experiments.parents.data import Split
 from experiments.parents.tasks import Task
-from experiments.parents.train import Config, Track, Variables, WriteScalars, train
+from experiments.parents.train import Config, Track, Variables, WriteScalars
 from experiments.results import letter
 from zipjax.interop.torch import load_state_dict, to_flax
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
+class Parents:
     """Networks that are merged with each other.
 
     Attributes:
-      name: what progress and files call them.
-      tasks: what each of them was trained on.
+      name: their name in messages and files.
+      tasks: the task that each of them was trained on.
       models: their variables, as trained.
       calibration: training images for moments, batch statistics and searches.
       keys: PRNG keys of merging, by seed. Recipes that match perms in a random order
@@ -46,7 +49,7 @@ class Trainer:
 
     Attributes:
       config: the experiment's configuration.
-      network: what is trained.
+      network: the network that is trained.
       spec: its permutation spec.
       split: training examples of all classes.
       embeddings: text embeddings of all classes ``[classes, dim]``.
@@ -64,8 +67,8 @@ class Trainer:
     track: Track
     say: Callable[[str], None]
 
-    def networks(self, seed: int) -> Networks:
-        """Returns the networks of a seed, one a task."""
+    def parents(self, seed: int) -> Parents:
+        """Returns the networks of a seed, one per task."""
         config, count = self.config, self.config.num_tasks
         split_key, *keys, start_key, merge_key = jax.random.split(
             jax.random.key(seed), count + 3
@@ -81,7 +84,7 @@ class Trainer:
             for number, (task, key) in enumerate(zip(chosen, keys, strict=True))
         ]
         calibration = self.split.take(slice(config.calibration_images))
-        return Networks(f"seed{seed}", chosen, models, calibration, {seed: merge_key})
+        return Parents(f"seed{seed}", chosen, models, calibration, {seed: merge_key})
 
     def trained(
         self,
@@ -91,27 +94,49 @@ class Trainer:
         recipe: Config,
         start: Variables | None = None,
     ) -> Variables:
-        """Returns the network of one task, drawn at random or from where to start."""
-        config, title = self.config, f"train {name}"
+        """Returns the network of one task.
+
+        Args:
+          name: its name in messages and files.
+          task: what it is trained on.
+          key: PRNG key of the training.
+          recipe: the training's settings.
+          start: variables to start from; drawn at random if None.
+        """
+        split, title = task.of(self.split), f"train {name}"
 
         def make() -> Variables:
-            split, targets = task.of(self.split), jnp.asarray(task.targets)
+            targets = jnp.asarray(task.targets)
             options = (recipe, self.track, self.writer(name), title, start)
-            return train(self.network, split, targets, key, *options)
+            return train.train_network(self.network, split, targets, key, *options)
 
-        inputs = (
-            (config.dataset, config.examples, config.text_encoder),
-            (config.model, config.network.to_dict(), recipe.to_dict()),
-            (config.tasks, task.classes.tolist(), jax.random.key_data(key).tolist()),
-            None if start is None else zipjax.source_of([start], self.spec),
-        )
+        inputs = {
+            **self.setting(split, task.targets),
+            "recipe": recipe.to_dict(),
+            "key": jax.random.key_data(key).tolist(),
+            "start": None if start is None else zipjax.source_of([start], self.spec),
+        }
         variables, reused = cache.remember(self.workdir / "models" / name, inputs, make)
         if reused:
             self.say(f"{title}: reused from an earlier run")
         return variables
 
+    def setting(self, split: Split, targets: np.ndarray) -> dict[str, Any]:
+        """Returns what a training depends on besides its recipe, key and start."""
+        pixels, package = split.pixels, Path(inspect.getfile(type(self.network))).parent
+        modules = [Path(inspect.getfile(module)) for module in (data, tasks, train)]
+        return {
+            "code": code_digest([Path(__file__), *modules, *package.glob("*.py")]),
+            "versions": versions("jax", "flax", "optax"),
+            "network": (self.config.model, self.config.network.to_dict()),
+            "data": (self.config.dataset, len(split.labels)),
+            "examples": array_digest(split.images, split.labels),
+            "pixels": (pixels.mean, pixels.std),
+            "targets": array_digest(targets),
+        }
+
     def writer(self, name: str) -> WriteScalars:
-        """Returns what writes training curves: to TensorBoard if that is wanted."""
+        """Returns a writer of training curves: to TensorBoard if the config says so."""
         if not self.config.tensorboard:
             return lambda step, scalars: None
         # TensorFlow takes seconds to import and is an extra: "zipjax[tensorboard]".
@@ -121,18 +146,18 @@ class Trainer:
         return writer.write_scalars
 
 
-def pretrained(config: Config, network: nn.Module, split: Split) -> Networks:
-    """Reads PyTorch networks that others trained.
+def pretrained(config: Config, network: nn.Module, split: Split) -> Parents:
+    """Reads networks that were trained in PyTorch.
 
     The folder ``config.checkpoints`` holds ``model_a.safetensors``,
     ``model_b.safetensors`` and so on; ``class_embeddings.npy``, the targets of all
     classes ``[classes, dim]``; and ``train_ids.json``, the numbers of the calibration
-    images in the training set, in their order. The networks are the same for all
-    seeds, which only draw the order in which recipes iterate.
+    images in the training set, in the order in which they are used. The networks are
+    the same for all seeds, which only draw the order in which recipes iterate.
 
     Args:
-      config: the experiment's configuration; ``classes`` says who knows which.
-      network: what the checkpoints are loaded into.
+      config: the experiment's configuration; ``classes`` are those of each network.
+      network: the network that the checkpoints are loaded into.
       split: training examples with their ids.
 
     Raises:
@@ -142,14 +167,14 @@ def pretrained(config: Config, network: nn.Module, split: Split) -> Networks:
     """
     if not config.classes:
         raise ValueError(
-            f"the networks in {config.checkpoints!r} know classes that the config does "
-            "not name: set config.classes to those of every network"
+            f"the config does not name the classes that the networks in "
+            f"{config.checkpoints!r} know: set config.classes to those of every network"
         )
     folder = Path(config.checkpoints)
     numbers = json.loads((folder / "train_ids.json").read_text(encoding="utf-8"))
     ids = [f"train_{number:05d}" for number in numbers[: config.calibration_images]]
     read = functools.partial(_read, network, folder)
-    return Networks(
+    return Parents(
         folder.name,
         _tasks(config, np.load(folder / "class_embeddings.npy")),
         [read(f"model_{letter(k).lower()}") for k in range(config.num_tasks)],
@@ -165,7 +190,7 @@ def _read(network: nn.Module, folder: Path, name: str) -> Variables:
 def _tasks(
     config: Config, embeddings: np.ndarray, key: jax.Array | None = None
 ) -> list[Task]:
-    """Makes the tasks: of the config's classes if it has any, or drawn with a key."""
+    """Makes the tasks: those of the config's classes, or drawn with a key."""
     if key is None or config.classes:
         return [tasks.some_classes(own, embeddings) for own in config.classes]
     return tasks.make_tasks(

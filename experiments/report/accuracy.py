@@ -1,0 +1,119 @@
+"""The picture of accuracy against depth."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.report.style import COLOURS, GREY, MARKERS, WIDTH
+from experiments.results import (
+    AS_TRAINED,
+    ENSEMBLE,
+    Mean,
+    Result,
+    Summary,
+    is_model,
+    summarise,
+)
+
+# About how many letters of a legend fit into the width, and how many a mark takes.
+_LEGEND_LETTERS, _LEGEND_MARK = 80, 8
+
+
+def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figure:
+    """Draws joint and average accuracy against the number of zipped layers.
+
+    Methods with ``layers`` are a line that starts at the ensemble, where no layer is
+    zipped; the ensemble and the single models are levels to compare with, and every
+    other method is a full merge. These are drawn side by side at the right end, on
+    grey. Bars show the standard deviation over seeds.
+
+    Args:
+      results: one result per method and seed.
+      total_layers: number of layers of the network, where the axis ends.
+
+    Returns:
+      The figure, with one panel for each of the two accuracies.
+
+    Raises:
+      ValueError: if there are no results or their seeds do not match.
+    """
+    # The levels to compare with are the networks that were merged.
+    rows = [row for row in summarise(results) if AS_TRAINED not in row.method]
+    if not rows:
+        raise ValueError("no results to draw")
+    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    joint, average = figure.subplots(2, 1, sharex=True, sharey=True)
+    _draw_accuracy(joint, [_Point.of(r, r.joint) for r in rows], total_layers)
+    _draw_accuracy(average, [_Point.of(r, r.average) for r in rows], total_layers)
+    joint.set(title="Joint: classes of all tasks", ylabel="accuracy (%)")
+    average.set(title="Average of the tasks", ylabel="accuracy (%)")
+    average.set_xlabel(f"zipped layers of {total_layers} (0: the ensemble)")
+    handles, labels = joint.get_legend_handles_labels()
+    columns = max(1, _LEGEND_LETTERS // (max(map(len, labels)) + _LEGEND_MARK))
+    style = {"loc": "outside lower center", "frameon": False}
+    figure.legend(handles, labels, ncols=columns, **style)
+    return figure
+
+
+class _Point(NamedTuple):
+    """A method's accuracy in percent."""
+
+    method: str
+    layers: int | None
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, row: Summary, accuracy: Mean) -> "_Point":
+        return cls(row.method, row.layers, 100 * accuracy.mean, 100 * accuracy.std)
+
+
+def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
+    colours = itertools.cycle(COLOURS)
+    markers = itertools.cycle(("o", *MARKERS))
+    ensemble = [point for point in points if point.method == ENSEMBLE]
+    for point in ensemble:
+        axes.axhline(point.mean, color="black", ls="--", lw=1.2, label=point.method)
+    models = [point for point in points if is_model(point.method)]
+    for index, point in enumerate(models):
+        # Alternating dashes, so that lines at one height are all seen.
+        dashes = (3 * index, (3, 3 * max(1, len(models) - 1)))
+        axes.axhline(point.mean, color=next(colours), ls=dashes, label=point.method)
+    for name, zipped in _zips(points).items():
+        line = sorted([(0, p.mean, p.std) for p in ensemble] + zipped)
+        _draw_points(axes, line, name, color=next(colours), marker=next(markers))
+    full = [p for p in points if p.layers is None and p not in models + ensemble]
+    end = (1.03 + 0.03 * len(full)) * total_layers
+    if full:
+        axes.axvspan(1.015 * total_layers, end, color=GREY, alpha=0.15, lw=0)
+    for number, point in enumerate(full, start=1):
+        # Side by side after the last layer, where bars do not hide each other.
+        place = [(total_layers * (1 + 0.03 * number), point.mean, point.std)]
+        style = {"color": next(colours), "marker": next(markers), "ls": ""}
+        _draw_points(axes, place, point.method, **style)
+    axes.set_xlim(-0.03 * total_layers, end)
+    ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10]).tick_values(0, total_layers)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= total_layers])
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _zips(points: list[_Point]) -> dict[str, list[tuple[int, float, float]]]:
+    """Collects the points of each zip: "ZipIt! 7/20" and "ZipIt! full" are one line."""
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for point in points:
+        if point.layers is not None and point.method != ENSEMBLE:
+            name = re.sub(r"\s+(full|\d+/\d+)$", "", point.method)
+            lines.setdefault(name, []).append((point.layers, point.mean, point.std))
+    return lines
+
+
+def _draw_points(axes: Axes, points: list[tuple], label: str, **style: Any) -> None:
+    layers, means, stds = zip(*points, strict=True)
+    # Bars of length 0 would look like a measured deviation.
+    spread = stds if any(stds) else None
+    axes.errorbar(layers, means, yerr=spread, label=label, capsize=3, ms=5, **style)

@@ -1,0 +1,28 @@
+"""Targets of the outputs."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zipjax
+
+
+def test_the_ensemble_answers_with_the_surest_model():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(5, 6)) * 3
+    tasks = [[3, 0], [1, 4, 2]]
+    # An output of zeros is as near to one class as to another.
+    first_output = jnp.asarray([embeddings[0] * 2, np.zeros(6)], jnp.float32)
+    second_output = jnp.asarray([np.zeros(6), embeddings[4]], jnp.float32)
+    target = zipjax.ensemble_target(embeddings, tasks, sharpness=32)
+    found = np.asarray(target([first_output, second_output]))
+    lengths = np.linalg.norm(embeddings[[0, 4]], axis=1) * [2, 1] / 2
+    expected = embeddings[[0, 4]]
+    expected *= (lengths / np.linalg.norm(expected, axis=1))[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_ensemble_needs_a_task_a_model():
+    target = zipjax.ensemble_target(np.eye(3), [[0], [1, 2]])
+    with pytest.raises(ValueError, match="one task per model"):
+        target([jnp.ones((1, 3))])

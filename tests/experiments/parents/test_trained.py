@@ -1,0 +1,157 @@
+"""Networks: trained once for the same inputs, or read from a folder."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.defaults import default
+from experiments.parents.data import Pixels, Split
+from experiments.parents.trained import Trainer, pretrained
+from tests.networks import variables
+from zipjax.interop.torch import from_flax, save_state_dict
+from zipjax.models import mlp
+
+NETWORK = mlp.MLP((5,), 3)
+
+
+@pytest.fixture
+def config(tmp_path):
+    pytest.importorskip("safetensors", reason="needs the extra [torch]")
+    for seed, letter in enumerate("ab"):
+        state = from_flax(NETWORK, variables(NETWORK, (2, 2, 1), seed))
+        save_state_dict(tmp_path / f"model_{letter}.safetensors", state)
+    np.save(tmp_path / "class_embeddings.npy", np.eye(4, 3, dtype=np.float32))
+    (tmp_path / "train_ids.json").write_text(json.dumps([7, 2, 5]))
+    config = default("", "mlp", hidden=(5,))
+    config.checkpoints, config.classes = str(tmp_path), ((3, 0), (1, 2))
+    config.seeds, config.calibration_images = (4, 6), 2
+    return config
+
+
+def split():
+    ids = np.array([f"train_{number:05d}" for number in range(9)])
+    return Split(np.arange(9.0).reshape(9, 1, 1, 1), np.arange(9) % 4, ids=ids)
+
+
+def test_networks_tasks_and_images_are_those_of_the_folder(config):
+    found = pretrained(config, NETWORK, split())
+    x = jnp.ones((1, 2, 2, 1))
+    for seed, model in enumerate(found.models):
+        expected = NETWORK.apply(variables(NETWORK, (2, 2, 1), seed), x)
+        np.testing.assert_allclose(NETWORK.apply(model, x), expected, rtol=1e-5)
+    assert [task.classes.tolist() for task in found.tasks] == [
+        [1, -1, -1, 0],
+        [-1, 0, 1, -1],
+    ]
+    np.testing.assert_array_equal(found.tasks[1].targets, np.eye(4, 3)[[1, 2]])
+    # In the order of the file, not of the dataset.
+    assert found.calibration.images.ravel().tolist() == [7, 2]
+    assert list(found.keys) == [4, 6]
+    drawn = {jax.random.key_data(key).tobytes() for key in found.keys.values()}
+    assert len(drawn) == 2
+
+
+def test_an_image_that_the_dataset_lacks_is_named(config):
+    with pytest.raises(ValueError, match=r"1 images .* 5 ids .* 'train_00007'"):
+        pretrained(config, NETWORK, split().take(slice(5)))
+
+
+def test_classes_must_be_named(config):
+    config.classes = ()
+    with pytest.raises(ValueError, match=r"set config\.classes"):
+        pretrained(config, NETWORK, split())
+
+
+def trainer(workdir, messages, **changes):
+    """A trainer of tiny networks; changes replace its fields."""
+    config = default("", "mlp", hidden=(5,))
+    config.train.epochs = 1
+    fields = {
+        "config": config,
+        "network": NETWORK,
+        "spec": mlp.spec(NETWORK),
+        "split": split(),
+        "embeddings": np.eye(4, 3, dtype=np.float32),
+        "workdir": workdir,
+        "track": lambda steps, title: steps,
+        "say": messages.append,
+    }
+    return Trainer(**{**fields, **changes})
+
+
+@pytest.fixture
+def reused(tmp_path):
+    """Tells how many of two networks a run takes from an earlier one."""
+    trainer(tmp_path, []).parents(0)
+
+    def count(**changes):
+        messages = []
+        trainer(tmp_path, messages, **changes).parents(0)
+        return len(messages)
+
+    return count
+
+
+def test_the_same_networks_are_trained_once(reused):
+    assert reused() == 2
+
+
+def relabelled():
+    return Split(split().images, (np.arange(9) + 1) % 4)
+
+
+def repainted():
+    images = split().images.copy()
+    images[4] += 1  # Of one example of one task.
+    return Split(images, split().labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"embeddings": np.eye(4, 3, k=1, dtype=np.float32)}, 0),
+        ({"split": relabelled()}, 0),
+        ({"split": repainted()}, 1),
+        ({"split": split().take(slice(8))}, 1),
+        ({"split": Split(split().images, split().labels, Pixels((0.5,), (2.0,)))}, 0),
+        ({"network": mlp.MLP((4,), 3)}, 0),
+    ],
+)
+def test_other_data_targets_or_networks_are_trained_again(changes, expected, reused):
+    if "network" in changes:
+        changes["config"] = default("", "mlp", hidden=(4,))
+        changes["config"].train.epochs = 1
+    assert reused(**changes) == expected
+
+
+@pytest.mark.parametrize("name", ["train", "tasks", "data", "trained", "mlp", "layers"])
+def test_other_code_trains_again(name, reused, monkeypatch):
+    read = Path.read_bytes
+
+    def changed(path):
+        return read(path) + (b"\n" if path.name == f"{name}.py" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert reused() == 0
+
+
+@pytest.mark.parametrize("package", ["jax", "flax", "optax"])
+def test_other_versions_train_again(package, reused, monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: "0.0" if name == package else version(name),
+    )
+    assert reused() == 0
+
+
+def test_other_settings_train_again(reused):
+    config = default("", "mlp", hidden=(5,))
+    config.train.epochs, config.train.weight_decay = 1, 0.0
+    assert reused(config=config) == 0

@@ -1,0 +1,213 @@
+"""Networks: models that are merged with each other, checked once."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.merging.merged import Merged, heads_of, known_origin
+from zipjax.merging.shared_trunk import common_stop, deepest_cut, is_one
+from zipjax.spec.depth import Cut
+from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.trees import check_models, path_leaves
+from zipjax.types import Leaves, PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Networks:
+    """Models to be merged, the specs of their functions, and where the zip stops.
+
+    Made by :meth:`of`, which checks that they fit together.
+
+    Attributes:
+      models: the models as they were given: parameter pytrees or merged models.
+      specs: the permutation specs, one per model.
+      trees: the models' parameters; of a model with heads, with its first head.
+      leaves: the parameters by path, one mapping per model. Of models with several
+        specs, those that can be shared.
+      digest: computes the fingerprint, which is costly, when it is first asked for.
+      stop_at: the number of the cut where the zip stops; None if everything is merged.
+    """
+
+    models: tuple[PyTree, ...]
+    specs: tuple[PermutationSpec, ...]
+    trees: tuple[PyTree, ...]
+    leaves: tuple[Leaves, ...]
+    digest: Callable[[], str]
+    stop_at: int | None
+
+    @classmethod
+    def of(
+        cls,
+        models: Sequence[PyTree],
+        spec: OneOrEach[PermutationSpec],
+        stop_at: str | int | None = None,
+    ) -> "Networks":
+        """Checks that models, specs and the stop fit together.
+
+        Args:
+          models: parameter pytrees of one architecture, or merged models.
+          spec: the permutation spec, or a sequence with one per model.
+          stop_at: a perm or the number of a cut of the first spec; None merges all
+            that the models have in common.
+
+        Raises:
+          ValueError: if they do not.
+        """
+        _check_count(models)
+        specs = each(spec, len(models), "specs")
+        trees = first_heads(models)
+        leaves = _checked_leaves(trees, specs)
+        digest = functools.cache(lambda: fingerprint(trees, specs))
+        found = cls(tuple(models), specs, tuple(trees), tuple(leaves), digest, None)
+        return found.stopping_at(stop_at)
+
+    @classmethod
+    def parents_of(cls, merged: Merged, models: Sequence[PyTree]) -> "Networks":
+        """Checks that a merged model was made from models like these.
+
+        Args:
+          merged: the merged model.
+          models: the models that were merged.
+
+        Raises:
+          ValueError: if there are more or fewer of them, or if they have other
+            parameters, widths or specs.
+        """
+        origin = known_origin(merged)
+        if len(models) != origin.num_models:
+            raise ValueError(
+                f"the merged model was made from {origin.num_models} models, but these "
+                f"are {len(models)}: pass the models that were merged, in their order"
+            )
+        return cls.of(models, origin.spec, origin.stop_at)
+
+    def stopping_at(self, stop_at: str | int | None) -> "Networks":
+        """Returns the same models with another stop; see :meth:`of`."""
+        return dataclasses.replace(self, stop_at=self._cut_number(stop_at))
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @property
+    def spec(self) -> PermutationSpec:
+        """The first model's spec, whose trunk all models share."""
+        return self.specs[0]
+
+    @property
+    def stop(self) -> Cut:
+        """The cut where the zip stops; the last one if everything is merged."""
+        last = len(self.spec.cuts)
+        return self.spec.stop(last if self.stop_at is None else self.stop_at)
+
+    @property
+    def perms(self) -> tuple[str, ...]:
+        """The zipped perms, in depth order."""
+        return self.stop.perms
+
+    @functools.cached_property
+    def trunk(self) -> frozenset[str]:
+        """Paths of the parameters that are merged."""
+        if self.stop_at is None:
+            return frozenset(self.spec.entries)
+        return self.spec.trunk(self.stop_at)
+
+    @property
+    def common_perms(self) -> tuple[str, ...]:
+        """The perms that any zip of these models can match."""
+        return self.spec.stop(deepest_cut(self.specs)).perms
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of parameters and specs; moments carry that of their networks."""
+        return self.digest()
+
+    def _cut_number(self, stop_at: str | int | None) -> int | None:
+        if is_one(self.specs):
+            if stop_at is not None:
+                return self.spec.stop(stop_at).number
+            return len(self.spec.cuts) if _differing(self.leaves) else None
+        return common_stop(self.specs, stop_at)
+
+
+def first_heads(models: Sequence[PyTree]) -> list[PyTree]:
+    """Returns every model's parameters, each with its first head.
+
+    Raises:
+      ValueError: if the heads of a merged model are different functions.
+    """
+    for number, model in enumerate(models):
+        if isinstance(model, Merged) and isinstance(model.spec, tuple):
+            raise ValueError(
+                f"model {number} is a merged one whose heads are different functions: "
+                "such a model cannot be merged again. Merge all models at once"
+            )
+    return [heads_of(model)[0] for model in models]
+
+
+def fingerprint(trees: Sequence[PyTree], specs: Sequence[PermutationSpec]) -> str:
+    """Returns a digest of parameters and specs.
+
+    Args:
+      trees: parameter pytrees.
+      specs: their specs. Notes do not count: they name lines of the user's code, and
+        moving these changes no unit.
+    """
+    one = one_or_each(specs)
+    content = [
+        dataclasses.replace(own, notes=None).to_json()
+        for own in (one if isinstance(one, tuple) else [one])
+    ]
+    sums = [zlib.crc32("".join(content).encode())]
+    for tree in trees:
+        total = 0
+        for path, leaf in path_leaves(tree).items():
+            total = zlib.crc32(path.encode(), total)
+            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
+        sums.append(total)
+    return f"spec {sums[0]:08x}, models " + " ".join(f"{x:08x}" for x in sums[1:])
+
+
+def source_of(models: Sequence[PyTree], spec: OneOrEach[PermutationSpec]) -> str:
+    """Returns the fingerprint of models and spec by which moments are recognised.
+
+    Args:
+      models: parameter pytrees, or merged models.
+      spec: the permutation spec, or a sequence with one per model.
+    """
+    return fingerprint(first_heads(models), each(spec, len(models), "specs"))
+
+
+def _check_count(models: Sequence[PyTree]) -> None:
+    if len(models) < 2:
+        raise ValueError(
+            f"merging needs at least two models, got {len(models)}: pass a sequence "
+            "of parameter pytrees, one per model"
+        )
+
+
+def _checked_leaves(
+    trees: Sequence[PyTree], specs: Sequence[PermutationSpec]
+) -> Sequence[Leaves]:
+    """Returns every model's leaves by path; shapes may differ only in the outputs."""
+    shared = specs[0].trunk(deepest_cut(specs))
+    all_leaves = check_models(trees, None if is_one(specs) else shared)
+    for tree, spec in zip(trees, specs, strict=True):
+        spec.validate(tree)
+    for path in _differing(all_leaves):
+        if path in shared:
+            shapes = [list(leaves[path].shape) for leaves in all_leaves]
+            raise ValueError(
+                f"parameter {path!r} has the shapes {shapes} in the models: only "
+                "outputs (after the last cut) may differ in shape"
+            )
+    return all_leaves
+
+
+def _differing(all_leaves: Sequence[Leaves]) -> list[str]:
+    """Lists the paths of parameters whose shapes differ between models."""
+    first, *others = all_leaves
+    return [p for p, x in first.items() if any(m[p].shape != x.shape for m in others)]
