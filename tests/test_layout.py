@@ -15,12 +15,12 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
     {"types", "version"},
-    {"trees", "batches"},
+    {"trees", "batches", "files", "evaluation"},
     {"matching", "spec", "program"},
     {"tracing", "merging"},
     {"similarity", "models"},
     {"recipes", "calibration"},
-    {"evaluation", "checkpoints", "inspect", "interop"},
+    {"checkpoints", "inspect", "interop"},
     {"zipjax"},
     {"experiments"},
 ]

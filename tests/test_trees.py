@@ -71,8 +71,6 @@ MODEL = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ([], "at least two models, got 0"),
-        ([MODEL], "at least two models, got 1"),
         ([{}, {}], "model 0 has no parameters"),
         ([MODEL, {"w": MODEL["w"]}], r"model 1 .*missing \['b'\]"),
         ([MODEL, MODEL | {"c": MODEL["b"]}], r"model 1 .*unexpected \['c'\]"),

@@ -1,4 +1,4 @@
-"""Batches of inputs: checked one by one, and what is measured on them averaged."""
+"""Batches of inputs, checked one by one, and averages over them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -162,8 +162,8 @@ def unit_rows(vectors: _Vectors) -> _Vectors:
     Args:
       vectors: ``[..., dim]``, of numpy or of JAX (traced ones, too). Zeros stay zeros.
     """
-    squares = (vectors**2).sum(-1, keepdims=True)
-    return vectors / (squares + 1e-24) ** 0.5
+    lengths: Any = ((vectors**2).sum(-1, keepdims=True) + 1e-24) ** 0.5
+    return vectors / lengths
 
 
 def _one_each(

@@ -12,7 +12,6 @@
 import argparse
 import importlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from zipjax.files import write_whole
 from zipjax.spec.explanation import explain
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.tracing.infer import infer_spec
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.explain:
         sys.stdout.write("\n" + explain(spec) + "\n")
     if options.output:
-        _write(draw(spec), options.output)
+        _save_picture(draw(spec), options.output)
 
 
 def _arguments(name: str, shape: Sequence[int]) -> tuple[Any, Any, Sequence[Any]]:
@@ -171,11 +171,9 @@ def _arguments(name: str, shape: Sequence[int]) -> tuple[Any, Any, Sequence[Any]
     return made.apply, jax.eval_shape(made.init, jax.random.key(0), x), (x,)
 
 
-def _write(figure: "Figure", path: Path) -> None:
-    """Saves a picture; an incomplete one never appears under its name."""
-    unfinished = path.with_name(f".{path.name}.part")
-    figure.savefig(unfinished, format=path.suffix.removeprefix(".") or "png", dpi=150)
-    os.replace(unfinished, path)
+def _save_picture(figure: "Figure", path: Path) -> None:
+    kind = path.suffix.removeprefix(".") or "png"
+    write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=150))
 
 
 if __name__ == "__main__":

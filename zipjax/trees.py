@@ -89,7 +89,8 @@ def check_models(
 
     Raises:
       ValueError: if their paths, ranks or dtypes differ, or if a leaf is not an array
-        of numbers. Shapes are compared where the spec is known, by :meth:`PermutationSpec.validate`.
+        of numbers. Shapes are compared where the spec is known, by
+        :meth:`PermutationSpec.validate`.
     """
     all_leaves = [path_leaves(model) for model in models]
     for number, leaves in enumerate(all_leaves):

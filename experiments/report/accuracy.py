@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.report.style import COLOURS, GREY, MARKERS, WIDTH
+from experiments.report.style import GREY, MARKERS, WIDTH, colour_of
 from experiments.results import (
     AS_TRAINED,
     ENSEMBLE,
@@ -74,16 +74,11 @@ class _Point(NamedTuple):
 
 
 def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
-    colours = itertools.cycle(COLOURS)
-    markers = itertools.cycle(("o", *MARKERS))
     ensemble = [point for point in points if point.method == ENSEMBLE]
-    for point in ensemble:
-        axes.axhline(point.mean, color="black", ls="--", lw=1.2, label=point.method)
     models = [point for point in points if is_model(point.method)]
-    for index, point in enumerate(models):
-        # Alternating dashes, so that lines at one height are all seen.
-        dashes = (3 * index, (3, 3 * max(1, len(models) - 1)))
-        axes.axhline(point.mean, color=next(colours), ls=dashes, label=point.method)
+    _draw_levels(axes, ensemble, models)
+    colours = map(colour_of, itertools.count(len(models)))
+    markers = itertools.cycle(MARKERS)
     for name, zipped in _zips(points).items():
         line = sorted([(0, p.mean, p.std) for p in ensemble] + zipped)
         _draw_points(axes, line, name, color=next(colours), marker=next(markers))
@@ -102,6 +97,17 @@ def _draw_accuracy(axes: Axes, points: list[_Point], total_layers: int) -> None:
     axes.grid(axis="y", alpha=0.25)
 
 
+def _draw_levels(axes: Axes, ensemble: list[_Point], models: list[_Point]) -> None:
+    """Draws the accuracies to compare with as horizontal lines."""
+    for point in ensemble:
+        axes.axhline(point.mean, color="black", ls="--", lw=1.2, label=point.method)
+    for index, point in enumerate(models):
+        # Alternating dashes, so that lines at one height are all seen.
+        dashes = (3 * index, (3, 3 * max(1, len(models) - 1)))
+        style = {"color": colour_of(index), "ls": dashes}
+        axes.axhline(point.mean, label=point.method, **style)
+
+
 def _zips(points: list[_Point]) -> dict[str, list[tuple[int, float, float]]]:
     """Collects the points of each zip: "ZipIt! 7/20" and "ZipIt! full" are one line."""
     lines: dict[str, list[tuple[int, float, float]]] = {}
@@ -116,4 +122,4 @@ def _draw_points(axes: Axes, points: list[tuple], label: str, **style: Any) -> N
     layers, means, stds = zip(*points, strict=True)
     # Bars of length 0 would look like a measured deviation.
     spread = stds if any(stds) else None
-    axes.errorbar(layers, means, yerr=spread, label=label, capsize=3, ms=5, **style)
+    axes.errorbar(layers, means, yerr=spread, label=label, capsize=3, ms=6, **style)

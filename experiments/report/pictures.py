@@ -17,8 +17,8 @@ def depth_picture(results: Sequence[Result], total_layers: int) -> Picture:
     """Draws accuracy against depth."""
     return Picture(
         accuracy.accuracy_against_depth(results, total_layers),
-        "Accuracy against the number of zipped layers: 0 is the ensemble. On grey: other "
-        "merges of all layers into one network. Bars: one standard deviation over seeds.",
+        "Accuracy against the number of zipped layers: 0 is the ensemble. On grey: "
+        "other merges into one network. Bars: one standard deviation over seeds.",
         "Line plot of accuracy against depth",
     )
 

@@ -6,7 +6,7 @@ COLOURS = tuple(
     for rgb in (0x0072B2, 0xD55E00, 0x009E73, 0xCC79A7, 0xE69F00, 0x56B4E9, 0xF0E442)
 )
 # More than colours, so that lines of one colour differ in their marker.
-MARKERS = ("s", "D", "^", "v", "P", "X", "*", "p", "<", ">")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "p", "<", ">")
 HATCHES = ("", "///", "...", "xxx")
 GREY = "#9A9A9A"
 # Inches: narrow enough for the text to be read on a phone's screen.

@@ -103,13 +103,17 @@ def test_a_killed_run_finishes_with_the_same_table(first_run, tmp_path, monkeypa
     assert text.count("reused") == 2
 
 
-def test_other_training_settings_do_not_reuse_networks(first_run):
+@pytest.mark.parametrize(
+    "change", [{"train.epochs": 1}, {"class_names": "cifar10"}, {"examples": 60}]
+)
+def test_other_settings_do_not_reuse_networks(first_run, change):
     workdir, _, _ = first_run
     config = small_config()
-    config.seeds = (0,)
-    config.train.epochs = 1
-    _, text = run(workdir, config)
-    assert "reused" not in text
+    config.update_from_flattened_dict(change)
+    console = Console(record=True, width=120, file=io.StringIO())
+    experiment = Experiment(config, workdir, console)
+    experiment.prepare(next(experiment.parents()))
+    assert "reused" not in console.export_text()
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -120,7 +120,7 @@ def solve_layer(
 
     Args:
       merged: the merged network; it is run up to the layer.
-      models: the models whose values make the target; likewise.
+      models: the models whose values make the target; they are run up to it, too.
       kernel: the layer's kernel.
       target: maps the models' rows to the layer's target; a pytree.
       ridge: see :func:`zipjax.refit`.

@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
 def model_statistics(
     apply_fn: ApplyFn, kernels: Iterable[str], params: PyTree, arrays: tuple[Any, ...]
 ) -> list[Statistics]:
-    """Returns the statistics behind a model's layers, by their kernels' paths."""
+    """Returns the statistics after a model's layers, by their kernels' paths."""
     program = trace(apply_fn, params, *arrays)
     layers = find_layers(program)
     chosen = [layers[kernel] for kernel in kernels]
@@ -37,7 +37,7 @@ def model_statistics(
 
 
 def layer_statistics(layer: Layer, y: Array) -> Statistics:
-    """Returns the statistics of the value behind a layer; 0 for dead deviations."""
+    """Returns the statistics of a layer's value; 0 for dead deviations."""
     y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     units = output_unit_axes(layer, y.ndim)
     samples = tuple(k for k in range(y.ndim) if k not in units)

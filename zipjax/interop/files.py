@@ -1,14 +1,14 @@
 """State dictionaries in files; only PyTorch's own format needs PyTorch."""
 
-import contextlib
 import importlib
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from zipjax.files import write_whole
 
 StateDict = dict[str, np.ndarray]
 
@@ -19,7 +19,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Reads a state dictionary.
 
     Args:
-      path: a ".safetensors" or ".npz" file, or one of PyTorch's, ".pt" or ".pth". All but
+      path: a ".safetensors" or ".npz" file, or PyTorch's ".pt" or ".pth". All but
         ".npz" need the extra ``torch``. If a PyTorch file holds a dictionary with the
         key "state_dict" or "model", that entry is read.
 
@@ -66,9 +66,8 @@ def save_state_dict(
             f"{str(target)!r} exists already: choose another path or remove it first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(target) as name:
-        write(name, as_arrays("the state dictionary", state_dict))
-        os.replace(name, target)
+    arrays = as_arrays("the state dictionary", state_dict)
+    write_whole(target, lambda file: write(file, arrays))
 
 
 def as_arrays(what: str, state_dict: Any) -> StateDict:
@@ -161,10 +160,3 @@ def _import(module: str) -> Any:
         raise ImportError(
             f"{module} is missing: pip install 'zipjax[torch]'"
         ) from error
-
-
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """Yields the name for a file next to the target; removes what is left of it."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as folder:
-        yield Path(folder) / target.name

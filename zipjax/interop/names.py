@@ -18,7 +18,7 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Shape
 
 Rules = list[tuple[str, str]]
-ShapesByPath = Mapping[str, Shape]
+ParamShapes = Mapping[str, Shape]
 
 _EVERYWHERE: Rules = [
     (r"^batch_stats/(.*)/(mean|var)$", r"\1/running_\2"),
@@ -52,7 +52,7 @@ class Conversion:
 
     spec: Callable[[Any], PermutationSpec]
     namings: Callable[[Any], Mapping[str, Rules]]
-    image: Callable[[Any, ShapesByPath], Shape]
+    image: Callable[[Any, ParamShapes], Shape]
     flattened: Callable[[Any], tuple[str, int]] = _nothing_flattened
 
 
@@ -158,28 +158,26 @@ def _swin(model: swin.Swin) -> dict[str, Rules]:
     }
 
 
-def _mlp_image(model: mlp.MLP, shapes: ShapesByPath) -> Shape:
+def _mlp_image(model: mlp.MLP, shapes: ParamShapes) -> Shape:
     return (_channels(shapes, "dense_0" if model.hidden else "head"),)
 
 
-def _resnet_image(
-    model: resnet.ResNet20 | resnet.ResNet, shapes: ShapesByPath
-) -> Shape:
+def _resnet_image(model: resnet.ResNet20 | resnet.ResNet, shapes: ParamShapes) -> Shape:
     return (8, 8, _channels(shapes, "conv1"))
 
 
-def _vgg_image(model: vgg.VGG, shapes: ShapesByPath) -> Shape:
+def _vgg_image(model: vgg.VGG, shapes: ParamShapes) -> Shape:
     side = 2 ** len(model.stages)
     return (side, side, _channels(shapes, "conv1_1"))
 
 
-def _vit_image(model: vit.ViT, shapes: ShapesByPath) -> Shape:
+def _vit_image(model: vit.ViT, shapes: ParamShapes) -> Shape:
     # All patches in one row, since only their number matters.
     patches = max(shapes["params/pos_embed"][1] - model.class_token, 1)
     return (model.patch, patches * model.patch, _channels(shapes, "patch_embed"))
 
 
-def _swin_image(model: swin.Swin, shapes: ShapesByPath) -> Shape:
+def _swin_image(model: swin.Swin, shapes: ParamShapes) -> Shape:
     """Returns the smallest image that gives the last stage's windows their size."""
     last = len(model.depths) - 1
     rows = shapes[f"params/layers_{last}_0/attn/relative_position_bias_table"][0]
@@ -188,7 +186,7 @@ def _swin_image(model: swin.Swin, shapes: ShapesByPath) -> Shape:
     return (side, side, _channels(shapes, "patch_embed"))
 
 
-def _channels(shapes: ShapesByPath, layer: str) -> int:
+def _channels(shapes: ParamShapes, layer: str) -> int:
     return shapes[f"params/{layer}/kernel"][1]
 
 

@@ -22,7 +22,7 @@ from zipjax.interop.files import (
     load_state_dict,
     save_state_dict,
 )
-from zipjax.interop.names import Conversion, Rules, ShapesByPath, conversion, keys
+from zipjax.interop.names import Conversion, ParamShapes, Rules, conversion, keys
 from zipjax.trees import check_same_keys, from_leaves, path_leaves
 from zipjax.types import PyTree, Shape
 
@@ -91,7 +91,7 @@ def from_flax(
         f"these are not the variables of a {type(model).__name__}",
         entries,
         leaves,
-        "Pass all collections (params, batch_stats), and the model that they belong to.",
+        "Pass all collections (params, batch_stats), and the model they belong to.",
     )
     arrays = as_arrays("the variables", leaves)
     state: StateDict = {}
@@ -130,7 +130,7 @@ def _chosen(namings: Mapping[str, Rules], naming: str | None) -> Rules:
     return namings[name]
 
 
-def _expected(how: Conversion, model: nn.Module, shapes: ShapesByPath) -> PyTree:
+def _expected(how: Conversion, model: nn.Module, shapes: ParamShapes) -> PyTree:
     """Returns the variables' shapes, for the images that the network must have read."""
     image = jax.ShapeDtypeStruct((1, *how.image(model, shapes)), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
@@ -144,7 +144,7 @@ def _axes(path: str, rank: int) -> tuple[int, ...]:
 
 
 def _to_torch(path: str, leaf: np.ndarray, flattened: str, side: int) -> np.ndarray:
-    """Returns an array in PyTorch's order, in which images are flattened by channels."""
+    """Returns an array in PyTorch's order; the inverse of :func:`_from_torch`."""
     if path == flattened:
         image = leaf.reshape(side, side, -1, leaf.shape[1])
         return image.transpose(3, 2, 0, 1).reshape(leaf.shape[1], -1)

@@ -92,7 +92,7 @@ def match_nest(
     nest = _checked(nest, num_models, elements)
     results = [
         _match(
-            _restrict(nest, np.full(num_models, element), elements),
+            _within_groups(nest, np.full(num_models, element), elements),
             num_models,
             matcher,
             group_matcher,
@@ -225,12 +225,8 @@ def _match(
     choices = _one_to_one(nest, assignment, num_models)
     result = {nest.name: assignment}
     for child in nest.children:
-        inner = [
-            _match(
-                _restrict(child, choice, nest.size), num_models, matcher, group_matcher
-            )
-            for choice in choices
-        ]
+        parts = [_within_groups(child, choice, nest.size) for choice in choices]
+        inner = [_match(part, num_models, matcher, group_matcher) for part in parts]
         result |= _stack(inner)
     return result
 
@@ -280,7 +276,7 @@ def _best_totals(
     return totals
 
 
-def _restrict(nest: Nest, choice: _Choice, enclosing: int) -> Nest:
+def _within_groups(nest: Nest, choice: _Choice, enclosing: int) -> Nest:
     """Returns a nest with the units of one chosen group of each model only.
 
     Args:
@@ -288,7 +284,7 @@ def _restrict(nest: Nest, choice: _Choice, enclosing: int) -> Nest:
       choice: ``[N]``, the group of each model.
       enclosing: number of groups of a model that enclose the perm.
     """
-    children = tuple(_restrict(c, choice, enclosing) for c in nest.children)
+    children = tuple(_within_groups(c, choice, enclosing) for c in nest.children)
     similarity = nest.similarity
     if similarity is not None:
         units = np.arange(len(similarity)).reshape(len(choice), enclosing, -1)

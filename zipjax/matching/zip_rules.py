@@ -24,7 +24,7 @@ _MOST_TRIALS = 500
 
 
 @runtime_checkable
-class Rule(Protocol):
+class ZipRule(Protocol):
     """Decides which units may be merged, and keeps track of the merges."""
 
     def admits(self, a: Kind, b: Kind) -> bool:

@@ -7,7 +7,13 @@ from jaxtyping import Bool, Float64, Int64
 from numpy.typing import ArrayLike
 
 from zipjax.matching.inputs import check_fraction, check_similarity, symmetric_copy
-from zipjax.matching.zip_rules import AcrossModels, Kind, LabelBudget, Rule, SinglePairs
+from zipjax.matching.zip_rules import (
+    AcrossModels,
+    Kind,
+    LabelBudget,
+    SinglePairs,
+    ZipRule,
+)
 
 _Matrix = Float64[np.ndarray, "units units"]
 _Vector = Float64[np.ndarray, " units"]
@@ -77,7 +83,7 @@ def match_zip(
     needed = len(matrix) - width
     budget = _budget(needed, num_models, beta)
     if alpha == 0.0:
-        rule: Rule = SinglePairs(kinds, units, budget, needed)
+        rule: ZipRule = SinglePairs(kinds, units, budget, needed)
     elif budget:
         rule = LabelBudget(kinds, budget)
     else:
@@ -125,7 +131,7 @@ def _budget(needed: int, num_models: int, beta: float) -> int:
 def _merge_greedily(
     similarity: _Matrix,
     kinds: np.ndarray,
-    rule: Rule,
+    rule: ZipRule,
     alpha: float,
     needed: int,
 ) -> list[tuple[int, int]]:
@@ -155,7 +161,7 @@ def _merge_greedily(
 def _open_pairs(
     similarity: _Matrix,
     kinds: np.ndarray,
-    rule: Rule,
+    rule: ZipRule,
     merges: list[tuple[int, int]],
     alpha: float,
 ) -> "_Pairs":

@@ -145,7 +145,7 @@ class Declaration:
 
 
 def consumed(entry: Entry) -> Entry:
-    """Returns the units with the role "in", which they have in a layer that reads them."""
+    """Returns units with the role "in", as in the layer that reads them."""
     match entry:
         case Axis():
             return Axis(entry.perm, "in")

@@ -97,7 +97,7 @@ def _relative_positions(side: int) -> Int[np.ndarray, "tokens tokens"]:
 def _mask(
     height: int, width: int, side: int, shift: int
 ) -> Float[np.ndarray, "windows 1 tokens tokens"]:
-    """Returns logit biases that keep patches apart that only wrapping makes neighbours."""
+    """Returns logit biases that separate patches brought together by wrapping alone."""
 
     def regions(length: int) -> Int[np.ndarray, "length"]:
         positions = np.arange(length)

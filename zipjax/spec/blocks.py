@@ -48,16 +48,16 @@ def map_atoms(
         if isinstance(entry, Sum):
             mapped = [
                 map_atoms(piece, parts, sizes, function)
-                for parts, piece in _split(array, number, entries, sizes)
+                for parts, piece in _parts(array, number, entries, sizes)
             ]
             return jnp.concatenate(mapped, axis=number)
     for number, entry in enumerate(entries):
         before, after = entries[:number], entries[number + 1 :]
         if isinstance(entry, Product):
             factors = entry.factors
-            opened = _open(array, number, factors, sizes)
+            opened = _open_axis(array, number, factors, sizes)
             out = map_atoms(opened, (*before, *factors, *after), sizes, function)
-            return _close(out, number, len(factors))
+            return _close_axis(out, number, len(factors))
     return function(array, entries)
 
 
@@ -67,12 +67,12 @@ def array_blocks(
     """Yields the blocks of an array, opened into atoms, each with their entries."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
-            for parts, piece in _split(array, number, entries, sizes):
+            for parts, piece in _parts(array, number, entries, sizes):
                 yield from array_blocks(piece, parts, sizes)
             return
     for number, entry in enumerate(entries):
         if isinstance(entry, Product):
-            opened = _open(array, number, entry.factors, sizes)
+            opened = _open_axis(array, number, entry.factors, sizes)
             factors = (*entries[:number], *entry.factors, *entries[number + 1 :])
             yield from array_blocks(opened, factors, sizes)
             return
@@ -133,7 +133,7 @@ def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
     return size
 
 
-def _split(
+def _parts(
     array: Array, number: int, entries: Entries, sizes: Mapping[str, int]
 ) -> Iterator[tuple[Entries, Array]]:
     """Yields ``(entries, block)`` for every part of the sum along axis ``number``."""
@@ -146,14 +146,14 @@ def _split(
         yield tuple(inside), piece
 
 
-def _open(
+def _open_axis(
     array: Array, number: int, factors: Entries, sizes: Mapping[str, int]
 ) -> Array:
     opened = tuple(_size(factor, sizes) for factor in factors)
     return array.reshape(*array.shape[:number], *opened, *array.shape[number + 1 :])
 
 
-def _close(array: Array, number: int, rank: int) -> Array:
+def _close_axis(array: Array, number: int, rank: int) -> Array:
     shape = array.shape
     merged = math.prod(shape[number : number + rank])
     return array.reshape(*shape[:number], merged, *shape[number + rank :])

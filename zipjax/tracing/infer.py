@@ -84,7 +84,7 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     taps = read_taps(reading, perms)
     index_names = {numbers[atom]: name for atom, name in indices.items()}
     spec = PermutationSpec(
-        entries=_renamed(axes, names, index_names, sizes),
+        entries=_named_entries(axes, names, index_names, sizes),
         perms=_nested_perms(reading, perms, indices),
         depths={path: reading.ledger.depths.get(path, 0) for path in axes},
         notes=Notes(
@@ -137,7 +137,7 @@ def _indices(reading: Reading, perms: Collection[Node]) -> dict[Node, str]:
     return found
 
 
-def _renamed(
+def _named_entries(
     axes: Mapping[str, Entries],
     names: Mapping[str, str],
     indices: Mapping[str, str],

@@ -58,7 +58,7 @@ def to_entries(axes: Axes, name: NameOf) -> Entries:
         others = [other for k, other in enumerate(axes) if k != number]
         if isinstance(first.form, Cat) and any(_holds(x, first) for x in others):
             return _with_families(axes, number, first, rest, name)
-    return tuple(_row_major(factors(node), name) for node in axes)
+    return tuple(_product_entry(factors(node), name) for node in axes)
 
 
 def _with_families(
@@ -78,7 +78,7 @@ def _with_families(
         inside = [restrict(node, piece.choices) for node in axes]
         inner = [restrict(node, piece.choices) for node in rest]
         inside[number] = product([piece.node, *inner])
-        rows.append([_row_major(factors(node), name) for node in inside])
+        rows.append([_product_entry(factors(node), name) for node in inside])
     columns = [tuple(column) for column in zip(*rows, strict=True)]
     return tuple(
         Sum(column)
@@ -135,14 +135,14 @@ def _simple(entry: Entry) -> Entry:
     return entry
 
 
-def _row_major(nodes: Sequence[Node], name: NameOf) -> Entry:
+def _product_entry(nodes: Sequence[Node], name: NameOf) -> Entry:
     """Returns the entry of the product of ``nodes``, none of which is a product."""
     for number, node in enumerate(nodes):
         before, after = nodes[:number], nodes[number + 1 :]
         if isinstance(node.form, Cat) and any(_holds(n, node) for n in after):
-            outer = [_factor(other, name) for other in before]
+            outer = [_factor_entry(other, name) for other in before]
             return _joined_product([*outer, _distributed(node, after, name)])
-    return _joined_product([_factor(node, name) for node in nodes])
+    return _joined_product([_factor_entry(node, name) for node in nodes])
 
 
 def _distributed(node: Node, after: Sequence[Node], name: NameOf) -> Entry:
@@ -155,20 +155,21 @@ def _distributed(node: Node, after: Sequence[Node], name: NameOf) -> Entry:
     for part in node.form.parts:
         choice = Choice(node, start, start + part.size, part)
         rest = [restrict(other, [choice]) for other in after]
-        parts.append(_row_major([f for n in (part, *rest) for f in factors(n)], name))
+        inside = [factor for n in (part, *rest) for factor in factors(n)]
+        parts.append(_product_entry(inside, name))
         start += part.size
     return _joined_sum(parts)
 
 
-def _factor(node: Node, name: NameOf) -> Entry:
+def _factor_entry(node: Node, name: NameOf) -> Entry:
     match node.form:
         case Cat(parts):
-            return _joined_sum([_row_major(factors(part), name) for part in parts])
+            return _joined_sum([_product_entry(factors(part), name) for part in parts])
         case Fam(_, _, members):
             first, *rest = (find(member) for member in members)
             if any(member is not first for member in rest):
                 raise FamilyError(node)
-            return _row_major(factors(first), name)
+            return _product_entry(factors(first), name)
     label = name(node)
     return Fixed(node.size) if label is None else Axis(label, "out")
 
