@@ -1,7 +1,7 @@
 """How long matching takes as networks get wider.
 
-    python benchmarks/bench_matching.py                # n = 256 .. 4096, two models
-    python benchmarks/bench_matching.py --smoke        # seconds, for CI
+    python -m benchmarks.bench_matching            # n = 256 .. 4096, two models
+    python -m benchmarks.bench_matching --smoke    # seconds, for CI
 
 Prints, for each matcher, the time t(n) and the ratio t(2n) / t(n) of the same run: 4 is
 quadratic growth, 8 cubic. Similarities are correlations of random features that share a
@@ -9,12 +9,12 @@ few factors, as units of trained networks do.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
+from benchmarks.timing import timed
 from zipjax.matching.align import match_align
 from zipjax.matching.zipping import match_zip
 
@@ -27,7 +27,7 @@ MATCHERS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def correlations(size: int, seed: int) -> np.ndarray:
-    """Return ``[size, size]`` correlations of random features.
+    """Returns ``[size, size]`` correlations of random features.
 
     Args:
       size: number of units of all models.
@@ -49,10 +49,10 @@ def seconds(
     num_models: int,
     repeats: int,
 ) -> float:
-    """Return the shortest of a few runs: other work on the machine only adds.
+    """Returns the shortest of a few runs: other work on the machine only adds.
 
     Args:
-      matcher: what to time.
+      matcher: the matcher to time.
       similarity: ``[N*n, N*n]``.
       num_models: number of models, N.
       repeats: number of runs.
@@ -60,16 +60,11 @@ def seconds(
     Returns:
       Wall-clock seconds.
     """
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        matcher(similarity, num_models)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timed(matcher, similarity, num_models)[1] for _ in range(repeats))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table.
+    """Prints the table.
 
     Args:
       argv: command line, ``sys.argv[1:]`` if None.

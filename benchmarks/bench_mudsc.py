@@ -1,12 +1,11 @@
-"""Times sweeps of MuDSC-Zip on two ResNet-20s, by what they do.
+"""Times the parts of MuDSC-Zip's sweeps on two ResNet-20s.
 
-    python -m benchmarks.bench_mudsc [--width 4] [--sweeps 10] [--smoke]
+    python -m benchmarks.bench_mudsc [--width 4] [--images 64] [--sweeps 10] [--smoke]
 
-Ten sweeps over all perms, however the objective goes. Absolute seconds depend on the
-machine; the shares of one run are what to compare.
+Ten sweeps over all perms, whether or not the objective improves. Absolute seconds
+depend on the machine; the shares of one run are what to compare.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from typing import Any
 from unittest import mock
 
 import jax
-import numpy as np
 
 import zipjax
-from zipjax.models import resnet
-from zipjax.recipes import match_and_merge as assign
+from benchmarks.pair import make_pair, parser
+from benchmarks.timing import timed
+from zipjax.recipes import problem
 
 
 class Stopwatch:
@@ -31,9 +30,7 @@ class Stopwatch:
         """Returns the function, its time counted under a name."""
 
         def call(*args: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            result = jax.block_until_ready(function(*args, **options))
-            taken = time.perf_counter() - start
+            result, taken = timed(function, *args, **options)
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
             return result
 
@@ -50,7 +47,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         "matched_similarity": "objective",
     }
     patches = [
-        mock.patch.object(assign, name, watch.timed(title, getattr(assign, name)))
+        mock.patch.object(problem, name, watch.timed(title, getattr(problem, name)))
         for name, title in parts.items()
     ]
     for patch in patches:
@@ -63,36 +60,28 @@ def watched(watch: Stopwatch) -> Iterator[None]:
 
 def main() -> None:
     """Prints a table of parts, for a first call and the next one."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=float, default=4)
-    parser.add_argument("--sweeps", type=int, default=10)
-    parser.add_argument("--smoke", action="store_true", help="a few seconds only")
-    options = parser.parse_args()
-    width, sweeps = (0.25, 1) if options.smoke else (options.width, options.sweeps)
-    network = resnet.ResNet20(outputs=10, width=width)
-    images = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype("float32")
-    models = [network.init(jax.random.key(seed), images[:1]) for seed in (0, 1)]
-    spec = resnet.spec(network)
-    moments = zipjax.collect_moments(network.apply, models, spec, [images])
-    schedule = zipjax.Schedule(sweeps=sweeps, patience=sweeps)
+    command_line = parser(__doc__)
+    command_line.add_argument("--sweeps", type=int, default=10)
+    command_line.set_defaults(images=64)
+    options = command_line.parse_args()
+    if options.smoke:
+        options.width, options.sweeps = 0.25, 1
+    pair = make_pair(options.width, options.images)
+    models, spec = pair.models, pair.spec
+    moments = zipjax.collect_moments(pair.network.apply, models, spec, pair.batches)
+    schedule = zipjax.Schedule(sweeps=options.sweeps, patience=options.sweeps)
     recipe = zipjax.mudsc(0.5, alpha=0.5, beta=1.0, schedule=schedule)
-    print(f"ResNet-20, width {width}, up to {sweeps} sweeps")
+    settings = {"moments": moments, "key": jax.random.key(0)}
+    print(f"{pair.title}, up to {options.sweeps} sweeps")
     for title in ("first call", "again"):
         watch, done = Stopwatch(), []
         start = time.perf_counter()
         with watched(watch):
             assignments = zipjax.match(
-                models,
-                spec,
-                recipe,
-                moments=moments,
-                key=jax.random.key(0),
-                report=done.append,
+                models, spec, recipe, report=done.append, **settings
             )
-        matched = time.perf_counter() - start
-        merge = watch.timed("merge (einsum)", zipjax.merge_units)
-        merge(models, spec, assignments)
-        total = matched + watch.seconds["merge (einsum)"]
+        watch.timed("merge (einsum)", zipjax.merge_units)(models, spec, assignments)
+        total = time.perf_counter() - start
         watch.seconds["the rest"] = total - sum(watch.seconds.values())
         print(f"{title}: {total:.2f} s, {len(done) - 1} sweeps")
         for name, seconds in watch.seconds.items():

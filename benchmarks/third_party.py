@@ -1,4 +1,4 @@
-"""What is inferred for models of packages from PyPI, as they come.
+"""Infers specs of unmodified models from packages on PyPI.
 
     pip install -e ".[test,zoo]"
     python -m benchmarks.third_party                  # all models of the zoo
@@ -9,21 +9,21 @@ Prints a Markdown table. Parameters are random, norms and statistics included. "
 the share of the elements along all axes of all parameters that belong to a perm; the
 error is the largest change of an output under random permutations, relative to the
 largest output; seconds are those of the inference, tracing included. The last column
-says why axes are of no perm, but for inputs, outputs and the windows of kernels.
+says why axes have no perm; inputs, outputs and the windows of kernels are left out.
 """
 
 import argparse
 import collections
 import importlib.metadata
 import importlib.util
-import time
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from tests.zoo.case import Case
-from tests.zoo.third_party import CASES, ThirdParty
+from benchmarks.timing import timed
+from benchmarks.zoo.case import Case
+from benchmarks.zoo.third_party import CASES, ThirdParty
 from zipjax.spec.entries import Entry, Family, Fixed, Index, Sum, entry_size
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import verify_spec
@@ -40,7 +40,7 @@ COLUMNS = (
     "free",
     "error",
     "seconds",
-    "of no perm",
+    "without a perm",
 )
 SMOKE = ("jax-resnet: ResNeXt", "equimo: ConvNeXt", "attnax: VisionTransformer")
 TRIVIAL = ("an input", "an output", "a single unit")
@@ -54,9 +54,7 @@ def row(name: str, entry: ThirdParty) -> list[str]:
       entry: the model.
     """
     case = entry.make()
-    start = time.perf_counter()
-    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
-    seconds = time.perf_counter() - start
+    spec, seconds = timed(infer_spec, case.apply_fn, case.params, *case.inputs)
     key = jax.random.key(0)
     error = verify_spec(case.apply_fn, case.params, spec, *case.inputs, key=key)
     count = sum(np.size(leaf) for leaf in path_leaves(case.params).values())
@@ -102,7 +100,7 @@ def _free(entry: Entry, size: int, sizes: dict[str, int]) -> int:
 
 
 def reasons(spec: PermutationSpec, most: int = 2) -> list[str]:
-    """Lists the most frequent reasons why axes are of no perm.
+    """Lists the most frequent reasons why axes have no perm.
 
     Args:
       spec: the inferred spec.
@@ -119,7 +117,7 @@ def reasons(spec: PermutationSpec, most: int = 2) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table.
+    """Prints the table.
 
     Args:
       argv: command line, ``sys.argv[1:]`` if None.

@@ -73,7 +73,7 @@ class Experiment:
         config = shrunk(config) if config.smoke else config
         self.config: Config = config
         self.workdir, self.console = workdir, console
-        self.data = data.load(config.dataset, config.data_dir)
+        self.data = data.load_dataset(config.dataset, config.data_dir)
         if config.examples is not None:
             self.data = self.data.first(config.examples)
         self.test = self.data.test.take(slice(config.test_images))

@@ -3,20 +3,57 @@
 import os
 from pathlib import Path
 
-# Set before JAX starts: several devices are virtual ones of the CPU.
+ROOT = Path(__file__).parent.parent
+
+# Set before JAX starts, and for the commands that tests run. Several devices are
+# virtual ones of the CPU. Compiling takes longest: it is done cheaply, and only once.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 from jaxtyping import config, install_import_hook
 
 import tests.checking  # noqa: F401 - the hook looks it up by name
 
-install_import_hook(["zipjax", "experiments"], "tests.checking.check")
+# Every call into a hooked module is slower: hook those that have shapes to check.
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("zipjax", "experiments")
+    for path in (ROOT / folder).rglob("*.py")
+    if "from jaxtyping import" in path.read_text()
+]
+install_import_hook(SHAPED, "tests.checking.check")
 
 import jax
 import pytest
 
 SHARED = os.environ.get("ZIPJAX_SHARED", "")
+
+# These train, search at random, or trace and compile networks of full size.
+SLOW = {
+    ROOT / "tests" / name
+    for name in (
+        "experiments/test_configs.py",
+        "experiments/test_experiment.py",
+        "experiments/test_run.py",
+        "models/test_specs.py",
+        "test_colab.py",
+        "test_end_to_end.py",
+        "test_golden_resnet20.py",
+        "tracing/test_end_to_end.py",
+        "tracing/test_fuzz.py",
+        "tracing/test_mutations.py",
+        "tracing/test_third_party.py",
+    )
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

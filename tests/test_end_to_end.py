@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import zipjax
-from experiments.parents.data import load
+from experiments.parents.data import load_dataset
 from experiments.parents.tasks import split_classes
 
 KEY = jax.random.key(0)
@@ -49,7 +49,7 @@ def train(net, images, labels, key):
 
 @pytest.fixture(scope="module")
 def trained():
-    digits, net = load("digits"), Cnn()
+    digits, net = load_dataset("digits"), Cnn()
     models = []
     for key, task in zip(jax.random.split(KEY), TASKS, strict=True):
         mine = digits.train.take(np.isin(digits.train.labels, task))

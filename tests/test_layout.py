@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
-    {"types", "version"},
-    {"trees", "batches", "files", "evaluation"},
+    {"types", "version", "files", "markdown"},
+    {"trees", "batches", "evaluation"},
     {"matching", "spec", "program"},
     {"tracing", "merging"},
     {"similarity", "models"},

@@ -1,5 +1,6 @@
 """The networks that a config can name, each with its declared permutation spec."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -76,5 +77,11 @@ def build(
       ValueError: if there is no network of that name.
     """
     chosen = architecture(name)
-    network = chosen.make(outputs=outputs, **options)
+    network = _first_equal(chosen.make(outputs=outputs, **options))
     return network, chosen.spec(network)
+
+
+@functools.cache
+def _first_equal(network: nn.Module) -> nn.Module:
+    """Returns the first of equal networks, so that its methods are compiled once."""
+    return network

@@ -83,7 +83,7 @@ class Dataset:
         return Dataset(train, test, self.num_classes)
 
 
-def load(name: str, data_dir: str | None = None) -> Dataset:
+def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
     """Loads a dataset by name.
 
     Args:

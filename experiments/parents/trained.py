@@ -20,6 +20,7 @@ from experiments.parents.data import Split
 from experiments.parents.tasks import Task
 from experiments.parents.train import Config, Track, Variables, WriteScalars
 from experiments.results import letter
+from zipjax.evaluation import LOGIT_SCALE
 from zipjax.interop.torch import load_state_dict, to_flax
 
 
@@ -98,7 +99,7 @@ class Trainer:
 
         Args:
           name: its name in messages and files.
-          task: what it is trained on.
+          task: the task that it is trained on.
           key: PRNG key of the training.
           recipe: the training's settings.
           start: variables to start from; drawn at random if None.
@@ -132,7 +133,7 @@ class Trainer:
             "data": (self.config.dataset, len(split.labels)),
             "examples": array_digest(split.images, split.labels),
             "pixels": (pixels.mean, pixels.std),
-            "targets": array_digest(targets),
+            "targets": (array_digest(targets), LOGIT_SCALE),
         }
 
     def writer(self, name: str) -> WriteScalars:

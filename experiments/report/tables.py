@@ -21,6 +21,7 @@ from experiments.results import (
     letter,
     summarise,
 )
+from zipjax.markdown import markdown_table
 
 MODELS = "Trained networks"
 MERGED = "Merged into one network"
@@ -110,13 +111,13 @@ def print_table(table: Table, console: Console) -> None:
 
 def markdown(table: Table) -> str:
     """Returns a table in Markdown, with its caption below."""
-    lines = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1)]
-    for section in table.sections:
-        for method, cells in section.rows:
-            figures = [f"**{cell}**" if cell.best else str(cell) for cell in cells]
-            lines.append([method.replace("|", "\\|"), *figures])
-    rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*rows, "", f"{table.caption} {ENSEMBLE}: the upper bound.", ""])
+    rows = [
+        [method, *(f"**{cell}**" if cell.best else str(cell) for cell in cells)]
+        for section in table.sections
+        for method, cells in section.rows
+    ]
+    written = markdown_table(table.columns, rows, text_columns=1)
+    return f"{written}\n\n{table.caption} {ENSEMBLE}: the upper bound.\n"
 
 
 def results_csv(results: Sequence[Result]) -> str:

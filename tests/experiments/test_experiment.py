@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_digits_are_real_and_disjoint():
-    digits = data.load("digits")
+    digits = data.load_dataset("digits")
     assert len(digits.train.labels) + len(digits.test.labels) == 1797
     train = {image.tobytes() for image in digits.train.images}
     assert not any(image.tobytes() in train for image in digits.test.images)
@@ -139,7 +139,7 @@ def test_digits_are_real_and_disjoint():
 
 def test_unknown_dataset_names_the_known_ones():
     with pytest.raises(ValueError, match="digits"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_classes_split_at_random_into_equal_tasks(key):

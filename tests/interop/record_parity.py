@@ -22,7 +22,7 @@ def main() -> None:
     for name in FULL:
         recorded[f"full/{name}"] = encode(torch_networks.shapes_at_full_size(name))
     RECORDED.parent.mkdir(exist_ok=True)
-    np.savez_compressed(RECORDED, allow_pickle=False, **recorded)
+    np.savez_compressed(RECORDED, **recorded)
 
 
 if __name__ == "__main__":

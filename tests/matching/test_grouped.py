@@ -260,7 +260,7 @@ def nested_orders(rng, sizes):
 def test_children_share_one_match_of_heads(num_models):
     rng = np.random.default_rng(3)
     heads, keys, values = 5, 3, 4
-    # Values alone tell heads 0 and 1 apart, keys alone 3 and 4.
+    # Heads 0 and 1 differ in their values alone, 3 and 4 in their keys alone.
     key_base = rng.normal(size=(heads, keys, 40))
     key_base[1] = key_base[0]
     value_base = rng.normal(size=(heads, values, 40))
@@ -353,7 +353,7 @@ def test_three_levels_have_the_largest_sum(seed):
     a, b, c = (s[: len(s) // 2, len(s) // 2 :] for s in similarities)
 
     def total(order):
-        # Which group a unit's own place and the one it goes to belong to.
+        # The groups of a unit's own position and of the one it moves to.
         goes, place = np.array(order), np.arange(12)
         own = c[goes, place].sum()
         middle = b[goes[::3] // 3, place[::3] // 3].sum()

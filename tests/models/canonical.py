@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from zipjax.spec.entries import axes_of, encode
+from zipjax.spec.entries import axes_of, entry_to_json
 from zipjax.spec.permutation_spec import PermutationSpec
 
 
 def canonical(spec: PermutationSpec) -> dict[str, Any]:
     """Returns a spec's content with its perms numbered as they first occur.
 
-    The parameters are gone through by name, for the order of those that stand side by
-    side in a network (a scale and a bias) is a matter of taste.
+    The parameters are taken in the order of their names, since the order of those side
+    by side in a network (a scale and a bias) is a matter of taste.
     """
     paths = sorted(spec.entries)
     found = (
@@ -33,7 +33,8 @@ def canonical(spec: PermutationSpec) -> dict[str, Any]:
 
     return {
         "entries": {
-            path: [renamed(encode(e)) for e in spec.entries[path]] for path in paths
+            path: [renamed(entry_to_json(e)) for e in spec.entries[path]]
+            for path in paths
         },
         "perms": {
             names[name]: (perm.size, [names[group] for group in perm.groups])

@@ -1,19 +1,19 @@
-"""The networks of ``zipjax.models`` with what was derived by hand about their specs.
+"""The networks of ``zipjax.models`` with facts about their specs, derived by hand.
 
-How many perms there are:
+The number of perms:
 
 * MLP, VGG: one for every layer but the last.
 * ResNets: a residual stream for every stage; between the convolutions of every block
   one perm (basic) or two (bottleneck). The stem writes to the first stream, unless the
   first block has a shortcut convolution (bottlenecks widen at once): then it has its
-  own, and a deep stem two more. GroupNorm makes of every perm two: the groups, and the
-  units in a group.
-* Transformers: for every residual stream one (a stage of Swin has its own); for every
-  block four: the heads, in a head Q with K and V with the projection, the MLP.
+  own, and a deep stem two more. GroupNorm turns every perm into two: the groups, and
+  the units within a group.
+* Transformers: one for every residual stream (each stage of Swin has its own); four for
+  every block: the heads, within a head Q with K and V with the projection, the MLP.
 
-Where a partial zip may stop: where no stream is open, that is behind the stem where it
-has its own perm, and behind every stage. A block of a ResNet has two layers or three,
-one of a transformer four: QKV, the projection and the MLP's two.
+A partial zip may stop where no stream is open: after the stem, if it has its own perm,
+and after every stage. A block of a ResNet has two or three layers, and one of a
+transformer four: QKV, the projection and the MLP's two.
 """
 
 import dataclasses

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.zoo.case import normal, random_params
 from tests.models.canonical import canonical
-from tests.zoo.case import normal, random_params
 from zipjax.models import mlp, resnet, swin, vgg, vit
 from zipjax.models.layers import conv
 from zipjax.spec.entries import Axis

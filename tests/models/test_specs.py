@@ -7,9 +7,9 @@ import jax
 import jaxtyping
 import pytest
 
+from benchmarks.zoo.case import normal, random_params
 from tests.models.canonical import canonical
 from tests.models.catalog import ALL, FULL, TINY, Network
-from tests.zoo.case import normal, random_params
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import verify_spec
 from zipjax.tracing.infer import infer_spec

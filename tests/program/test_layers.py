@@ -20,7 +20,7 @@ def test_layers_of_a_residual_block():
     assert list(layers) == ["a", "b", "c", "d"]
     assert [layer.bias for layer in layers.values()] == [None, None, "bias", None]
     assert [layer.rest is not None for layer in layers.values()] == [0, 0, 1, 0]
-    # The stream is read by the branch too, as it is behind its own ReLU.
+    # The stream after its ReLU is read by the branch, too.
     assert [layer.relu for layer in layers.values()] == [True, True, True, False]
 
 

@@ -72,7 +72,7 @@ def check_rows(apply_fn, w, x):
 
 
 def trace_value(apply_fn, w, x, layer):
-    """The product as the equation itself computes it: einsum may move axes behind."""
+    """The product as the equation itself computes it: einsum may transpose after it."""
     operands = (w, x) if layer.side == 0 else (x, w)
     primitive = layer.equation.primitive
     return primitive.bind(*operands, **layer.equation.params)

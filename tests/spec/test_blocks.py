@@ -33,9 +33,9 @@ def array_of(entries):
 def test_opening_and_closing_changes_nothing(entries):
     array, seen = array_of(entries), []
 
-    def remember(leaf, axes):
-        seen.append((leaf.ndim, axes))
-        return leaf
+    def remember(block, axes):
+        seen.append((block.ndim, axes))
+        return block
 
     out = map_atoms(array, entries, SIZES, remember)
     np.testing.assert_array_equal(out, array)
@@ -47,17 +47,17 @@ def test_opening_and_closing_changes_nothing(entries):
 def test_products_are_row_major():
     array = jnp.arange(6.0)
 
-    def flip(leaf, axes):
+    def flip(block, axes):
         assert axes == (Fixed(2), B)
-        return leaf[:, ::-1]
+        return block[:, ::-1]
 
     out = map_atoms(array, (PRODUCT,), SIZES, flip)
     np.testing.assert_array_equal(out, [2, 1, 0, 5, 4, 3])
 
 
 def test_parts_of_a_sum_may_change_their_sizes():
-    def double(leaf, axes):
-        return jnp.concatenate([leaf, leaf]) if axes == (A,) else leaf
+    def double(block, axes):
+        return jnp.concatenate([block, block]) if axes == (A,) else block
 
     out = map_atoms(jnp.arange(6.0), (SUM,), SIZES, double)
     np.testing.assert_array_equal(out, [0, 1, 0, 1, 2, 3, 4, 5])
@@ -74,7 +74,7 @@ def brute_force_views(array, labels, perm, size):
 
 @pytest.mark.parametrize("perm", ["a", "b"])
 def test_views_hold_every_sample_of_a_unit_once(perm):
-    # Where a perm stands on several axes, every occurrence is a sample of its own.
+    # If a perm has several axes, every occurrence is a sample of its own.
     entries = (None, Product((Fixed(2), B)), Sum((A, Fixed(1), B)))
     array = jnp.arange(4 * 6 * 6, dtype=jnp.float32).reshape(4, 6, 6)
     nothing = ("", 0)

@@ -1,11 +1,11 @@
-"""Entries of single axes: sizes, leaves, JSON."""
+"""Entries of single axes: sizes, atoms, JSON."""
 
 import json
 
 import pytest
 
 from zipjax import Axis, Fixed, Product, Sum
-from zipjax.spec.entries import axes_of, decode, encode, entry_size
+from zipjax.spec.entries import axes_of, entry_from_json, entry_size, entry_to_json
 
 HEADS = Product((Axis("head", "out"), Axis("dim", "out")))
 NESTED = Sum((HEADS, Fixed(3), Product((Fixed(4), Axis("dim", "in")))))
@@ -14,7 +14,8 @@ SIZES = {"head": 2, "dim": 5}
 
 @pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize(
-    "make", [lambda: Axis("h", "both"), lambda: decode({"perm": "h", "role": "both"})]
+    "make",
+    [lambda: Axis("h", "both"), lambda: entry_from_json({"perm": "h", "role": "both"})],
 )
 def test_a_role_is_out_or_in(make):
     with pytest.raises(ValueError, match=r"'h' has role 'both'.*'out'.*'in'"):
@@ -38,7 +39,7 @@ def test_sizes(entry, size):
     assert entry_size(entry, SIZES) == size
 
 
-def test_leaves_come_from_left_to_right():
+def test_atoms_come_from_left_to_right():
     head, dim = Axis("head", "out"), Axis("dim", "out")
     assert list(axes_of(NESTED)) == [head, dim, Axis("dim", "in")]
     assert list(axes_of(None)) == list(axes_of(Fixed(2))) == []
@@ -46,7 +47,7 @@ def test_leaves_come_from_left_to_right():
 
 @pytest.mark.parametrize("entry", [None, Axis("a", "in"), Fixed(2), HEADS, NESTED])
 def test_json_round_trip(entry):
-    assert decode(json.loads(json.dumps(encode(entry)))) == entry
+    assert entry_from_json(json.loads(json.dumps(entry_to_json(entry)))) == entry
 
 
 @pytest.mark.parametrize(
@@ -55,4 +56,4 @@ def test_json_round_trip(entry):
 )
 def test_what_is_no_entry_is_refused(data):
     with pytest.raises(ValueError, match="not an entry"):
-        decode(data)
+        entry_from_json(data)

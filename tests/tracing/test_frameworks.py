@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.zoo.case import normal, random_params
+from benchmarks.zoo.case import normal, random_params
 from zipjax import explain
 from zipjax.spec.verify import verify_spec
 from zipjax.tracing.infer import infer, infer_spec

@@ -11,7 +11,7 @@ from zipjax.tracing.infer import infer_spec
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs_get_sound_specs(seed: int) -> None:
-    # Random programs are not as stable as networks: float64 tells noise from errors.
+    # Random programs are less stable than networks: float64 keeps noise below errors.
     with jax.enable_x64(True):
         program = RandomProgram(seed, length=10 + 2 * seed, dtype=np.float64)
         spec = infer_spec(program, program.params, program.x)

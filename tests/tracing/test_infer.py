@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.zoo.case import normal
 from tests.zoo import convnets, sequences, vits
-from tests.zoo.case import normal
 from zipjax import explain
 from zipjax.models import mlp, resnet
 from zipjax.spec.entries import Axis, Family, Fixed, Index, Product, Sum

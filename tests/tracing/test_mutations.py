@@ -19,10 +19,10 @@ CASES = {**convnets.CASES, **vits.CASES, **sequences.CASES}
 NAMES = ("mlp", "vgg", "densenet-group", "experts", "lstm-fused")
 
 
-def _with_leaf(
+def _with_atom(
     spec: PermutationSpec, path: str, number: int, new: Entry
 ) -> PermutationSpec:
-    """Replaces the leaf of that number in a parameter's entries."""
+    """Replaces the axis atom with that number in a parameter's entries."""
     count = iter(range(10**6))
     entries = map_axes(
         spec.entries[path],
@@ -66,7 +66,7 @@ def test_every_mutation_is_caught(name: str) -> None:
 def _is_caught(case: Any, apply_fn: Any, spec: PermutationSpec, *change: Any) -> bool:
     """Returns whether a spec is refused when it is made, or by verification."""
     try:
-        wrong = _with_leaf(spec, *change)
+        wrong = _with_atom(spec, *change)
         arguments = apply_fn, case.params, wrong, *case.inputs
         verify_spec(*arguments, key=jax.random.key(1), trials=4)
     except ValueError:

@@ -162,11 +162,11 @@ def test_what_lies_behind_a_pooling_is_not_stepped_over(pooled_case):
         return jnp.tanh(pooled) @ params["head"]
 
     linear = x.reshape(-1, 3) @ np.asarray(params["conv"], np.float64)[0, 0]
-    behind = np.tanh(linear.reshape(4, 6, 5).mean(1))
+    pooled = np.tanh(linear.reshape(4, 6, 5).mean(1))
     np.testing.assert_allclose(
-        units(apply_fn, params, POOLED, x)["c"], behind, atol=1e-6
+        units(apply_fn, params, POOLED, x)["c"], pooled, atol=1e-6
     )
-    assert expected.shape != behind.shape
+    assert expected.shape != pooled.shape
 
 
 @pytest.mark.parametrize("pool", [nn.avg_pool, nn.max_pool])
@@ -214,7 +214,7 @@ def test_a_flatten_is_opened(dtype):
     found = units(net.apply, params, FLATTEN, x)
     conv, hidden = flatten_activations(net, params, x)
     assert found["conv"].dtype == found["hidden"].dtype == (dtype or jnp.float32)
-    # Positions are the samples; conv's tap is behind the local pooling.
+    # Positions are the samples; conv's tap is after the local pooling.
     np.testing.assert_allclose(found["conv"].astype(np.float32), conv, atol=1e-6)
     np.testing.assert_allclose(found["hidden"].astype(np.float32), hidden, atol=1e-6)
 

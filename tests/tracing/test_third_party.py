@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.zoo.third_party import CASES
+from benchmarks.zoo.third_party import CASES
 from zipjax import explain
 from zipjax.spec.verify import verify_spec
 from zipjax.tracing.infer import infer_spec

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.case import Case, linen, normal
+from benchmarks.zoo.case import Case, linen, normal
 
 Norm = Callable[..., Callable[[jax.Array], jax.Array]]
 
@@ -33,7 +33,7 @@ class MLP(nn.Module):
 
 
 class VGG(nn.Module):
-    """Two convolutions and two Dense layers behind a flatten."""
+    """Two convolutions and two Dense layers after a flatten."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -195,7 +195,7 @@ class DeepLab(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Convolutions down, Dense code, and up again behind an unflatten."""
+    """Convolutions down, Dense code, and up again after an unflatten."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -218,7 +218,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "mlp": _case(MLP((7, 9, 3)), 2, (4, 5)),
     # Two convolutions, two hidden layers; the flattened axis is (h, w, c).
     "vgg": _case(VGG(), 4, (2, 8, 8, 3)),
-    # Three streams, and a perm a block.
+    # Three streams, and one perm per block.
     "resnet-batch": _case(ResNet(batch_norm, blocks=2), 9),
     "resnet-layer": _case(ResNet(nn.LayerNorm, blocks=1), 6),
     "resnet-none": _case(ResNet(no_norm, blocks=1), 6),

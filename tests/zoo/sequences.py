@@ -7,15 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.case import Case, linen, normal, random_params, tokens
-
-VOCABULARY, WIDTH = 11, 16
-
-
-def _causal(logits: jax.Array) -> jax.Array:
-    length = logits.shape[-1]
-    mask = jnp.tril(jnp.ones((length, length), bool))
-    return jax.nn.softmax(jnp.where(mask, logits, -1e9))
+from benchmarks.zoo.case import Case, linen, normal, random_params, tokens
+from benchmarks.zoo.decoder import VOCABULARY, WIDTH, Llama, causal_softmax
 
 
 class GPT2(nn.Module):
@@ -30,59 +23,11 @@ class GPT2(nn.Module):
             y = nn.LayerNorm()(x)
             y = nn.Dense(3 * 4 * 5, name=f"qkv{_}")(y)
             q, k, v = (p.reshape(*p.shape[:2], 4, 5) for p in jnp.split(y, 3, -1))
-            logits = _causal(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+            logits = causal_softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
             y = jnp.einsum("bhqk,bkhd->bqhd", logits, v)
             x = x + nn.Dense(WIDTH)(y.reshape(*y.shape[:2], -1))
             x = x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(24)(nn.LayerNorm()(x))))
         return embed.attend(nn.LayerNorm()(x))
-
-
-class Llama(nn.Module):
-    """Blocks of RMSNorm, grouped-query attention and SwiGLU."""
-
-    blocks: int = 2
-    rotary: bool = True
-    key_heads: int = 2
-    query_norm: bool = False
-    fused: bool = False
-
-    @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        x = nn.Embed(VOCABULARY, WIDTH)(ids)
-        for _ in range(self.blocks):
-            x = x + self._attention(nn.RMSNorm()(x))
-            x = x + self._glu(nn.RMSNorm()(x))
-        return nn.Dense(VOCABULARY, use_bias=False)(nn.RMSNorm()(x))
-
-    def _attention(self, x: jax.Array) -> jax.Array:
-        heads, keys = 4, self.key_heads
-        q = nn.DenseGeneral((heads, 6), use_bias=False)(x)
-        k = nn.DenseGeneral((keys, 6), use_bias=False)(x)
-        v = nn.DenseGeneral((keys, 6), use_bias=False)(x)
-        if self.query_norm:
-            q, k = nn.RMSNorm()(q), nn.RMSNorm()(k)
-        if self.rotary:
-            q, k = _rotated(q), _rotated(k)
-        k, v = (jnp.repeat(y, heads // keys, axis=2) for y in (k, v))
-        weights = _causal(jnp.einsum("bqhd,bkhd->bhqk", q, k))
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        return nn.DenseGeneral(WIDTH, (-2, -1), use_bias=False)(y)
-
-    def _glu(self, x: jax.Array) -> jax.Array:
-        if self.fused:
-            gate, up = jnp.split(nn.Dense(2 * 20, use_bias=False)(x), 2, axis=-1)
-        else:
-            gate = nn.Dense(20, use_bias=False)(x)
-            up = nn.Dense(20, use_bias=False)(x)
-        return nn.Dense(WIDTH, use_bias=False)(nn.silu(gate) * up)
-
-
-def _rotated(x: jax.Array) -> jax.Array:
-    half = x.shape[-1] // 2
-    angle = jnp.arange(x.shape[1])[:, None] / 100.0 ** (jnp.arange(half) / half)
-    angle = jnp.concatenate([angle, angle], -1)[:, None]
-    turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
-    return x * jnp.cos(angle) + turned * jnp.sin(angle)
 
 
 class EncoderDecoder(nn.Module):
@@ -212,7 +157,7 @@ def _case(model: nn.Module, perms: int, *inputs: Any) -> Callable[[], Case]:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    # The stream is that of the embedding; four perms a block.
+    # The stream is that of the embedding; four perms per block.
     "gpt2-tied": _case(GPT2(), 9, IDS),
     # A stream; for each block key heads, queries of a key head, V and O, and the GLU.
     "llama-rotary": _case(Llama(), 9, IDS),

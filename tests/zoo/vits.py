@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.case import Case, linen, normal
+from benchmarks.zoo.case import Case, linen, normal
 
 HEADS, HEAD_DIM = 4, 6
 WIDTH = 20
@@ -246,6 +246,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "vit-sincos": _case(ViT(linen_attention, learned_positions=False), 12),
     # A stream, and for each block the hidden units of tokens and of channels.
     "mixer": _case(Mixer(), 5),
-    # Two streams, and four a block as in a ViT.
+    # Two streams, and four per block as in a ViT.
     "swin": _case(Swin(), 18),
 }

@@ -56,8 +56,8 @@ def match_zip(
     *Dead ends*: a merge after which ``num_units`` could no longer be reached is passed
     over in favour of the next best pair. If two units may not be merged, then neither
     may the merged units that they become part of, as in the reference. When no pair is
-    left, such inherited bans are lifted, and the budget alone decides. Neither happens
-    with two models and ``alpha > 0``.
+    left, such inherited bans are lifted, and the rules above decide alone. Neither
+    happens with two models and ``alpha > 0``.
 
     Args:
       similarity: ``[N*n, N*n]``, symmetric, larger for more similar units. The diagonal

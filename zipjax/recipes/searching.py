@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from zipjax.markdown import markdown_table
 from zipjax.merging.assembling import merge_networks
 from zipjax.merging.each import OneOrEach
 from zipjax.merging.merged import Merged
@@ -48,14 +49,13 @@ class Search:
 
     def table(self) -> str:
         """Returns the trials as a Markdown table, the best one in bold."""
-        names = list(self.trials[0].settings)
-        lines = [_row([*names, "score"]), _row(["---:"] * (len(names) + 1))]
-        for trial in self.trials:
-            cells = [*map(str, trial.settings.values()), f"{trial.score:.4f}"]
-            if trial is self.best:
-                cells = [f"**{cell}**" for cell in cells]
-            lines.append(_row(cells))
-        return "\n".join(lines)
+        rows = [
+            [*map(str, trial.settings.values()), f"{trial.score:.4f}"]
+            for trial in self.trials
+        ]
+        best = self.trials.index(self.best)
+        rows[best] = [f"**{cell}**" for cell in rows[best]]
+        return markdown_table([*self.trials[0].settings, "score"], rows)
 
 
 def search(
@@ -107,7 +107,3 @@ def search(
         merged = merge_networks(stopping, assignments, options.get("weights"))
         trials.append(Trial(settings, float(score(merged))))
     return Search(tuple(trials))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

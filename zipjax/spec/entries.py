@@ -196,8 +196,8 @@ def entry_size(entry: Entry, sizes: Mapping[str, int]) -> int | None:
             return math.prod(known) if isinstance(entry, Product) else sum(known)
 
 
-def encode(entry: Entry) -> Any:
-    """Returns an entry as JSON data; :func:`decode` reads it back."""
+def entry_to_json(entry: Entry) -> Any:
+    """Returns an entry as JSON data; :func:`entry_from_json` reads it back."""
     match entry:
         case None:
             return None
@@ -208,16 +208,16 @@ def encode(entry: Entry) -> Any:
         case Index():
             return {"index": entry.name, "size": entry.size}
         case Product():
-            return {"product": [encode(child) for child in entry.factors]}
+            return {"product": [entry_to_json(child) for child in entry.factors]}
         case Sum():
-            return {"sum": [encode(child) for child in entry.parts]}
+            return {"sum": [entry_to_json(child) for child in entry.parts]}
         case Family():
-            members = [encode(child) for child in entry.members]
+            members = [entry_to_json(child) for child in entry.members]
             return {"family": members, "index": entry.index}
 
 
-def decode(data: Any) -> Entry:
-    """Reads what :func:`encode` wrote.
+def entry_from_json(data: Any) -> Entry:
+    """Reads what :func:`entry_to_json` wrote.
 
     Raises:
       ValueError: if ``data`` is not an entry.
@@ -232,11 +232,11 @@ def decode(data: Any) -> Entry:
         case {"index": str(name), "size": int(size)}:
             return Index(name, size)
         case {"product": list(children)}:
-            return Product(tuple(decode(child) for child in children))
+            return Product(tuple(entry_from_json(child) for child in children))
         case {"sum": list(children)}:
-            return Sum(tuple(decode(child) for child in children))
+            return Sum(tuple(entry_from_json(child) for child in children))
         case {"family": list(children), "index": int(index)}:
-            return Family(index, tuple(decode(child) for child in children))
+            return Family(index, tuple(entry_from_json(child) for child in children))
     raise ValueError(
         f"{data!r} is not an entry of a permutation spec: read what to_json wrote"
     )

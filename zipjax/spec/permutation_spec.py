@@ -22,9 +22,9 @@ from zipjax.spec.entries import (
     atom_blocks,
     atom_name,
     axes_of,
-    decode,
-    encode,
+    entry_from_json,
     entry_size,
+    entry_to_json,
     indices_of,
 )
 from zipjax.spec.notes import Notes
@@ -259,7 +259,7 @@ class PermutationSpec:
         try:
             data = json.loads(text)
             rows = data["entries"].items()
-            entries = {path: tuple(map(decode, row)) for path, row in rows}
+            entries = {path: tuple(map(entry_from_json, row)) for path, row in rows}
             perms = {
                 name: Perm(int(perm["size"]), tuple(perm["groups"]))
                 for name, perm in data["perms"].items()
@@ -294,7 +294,7 @@ class PermutationSpec:
 
     def _content(self) -> dict[str, Any]:
         rows = self.entries.items()
-        entries = {path: [encode(entry) for entry in row] for path, row in rows}
+        entries = {path: [entry_to_json(entry) for entry in row] for path, row in rows}
         perms = {name: dataclasses.asdict(perm) for name, perm in self.perms.items()}
         content = {"entries": entries, "perms": perms}
         return {**content, "depths": dict(self.depths)} if self.depths else content

@@ -1,4 +1,4 @@
-"""Datasets: stored as they come, normalised on the device."""
+"""Datasets: stored unmodified, normalised on the device."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_examples_are_taken_with_their_labels_and_names():
 
 
 def test_noise_stands_in_for_cifar():
-    noise = data.load("noise100")
+    noise = data.load_dataset("noise100")
     assert noise.train.images.shape[1:] == (32, 32, 3)
     assert noise.train.images.dtype == np.uint8
     assert set(noise.test.labels) == set(range(100))
@@ -50,7 +50,7 @@ def test_noise_stands_in_for_cifar():
 def test_absent_data_comes_with_the_command_that_gets_it(tmp_path):
     command = rf"tfds build cifar100 .*array_record --data_dir={tmp_path}"
     with pytest.raises(FileNotFoundError, match=command):
-        data.load("cifar100", str(tmp_path))
+        data.load_dataset("cifar100", str(tmp_path))
 
 
 @pytest.mark.parametrize("several", [1, 4])

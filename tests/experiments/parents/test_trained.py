@@ -68,7 +68,7 @@ def test_classes_must_be_named(config):
 
 
 def trainer(workdir, messages, **changes):
-    """A trainer of tiny networks; changes replace its fields."""
+    """Returns a trainer of tiny networks; changes replace its fields."""
     config = default("", "mlp", hidden=(5,))
     config.train.epochs = 1
     fields = {
@@ -86,7 +86,7 @@ def trainer(workdir, messages, **changes):
 
 @pytest.fixture
 def reused(tmp_path):
-    """Tells how many of two networks a run takes from an earlier one."""
+    """Returns a function that counts how many of two networks a run reuses."""
     trainer(tmp_path, []).parents(0)
 
     def count(**changes):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tests.zoo.case import Case, random_params
+from benchmarks.zoo.case import Case, random_params
 
 
 def haiku(network: Callable[..., Any], x: Any, perms: int) -> Case:
@@ -77,7 +77,7 @@ def penzai(
     model: Any, inputs: tuple[Any, ...], perms: int, call: Callable[..., Any]
 ) -> Case:
     """Makes a case of ``call(model, *inputs)`` of a Penzai model."""
-    from penzai import pz
+    from penzai import pz  # pyright: ignore[reportMissingImports]
 
     body, variables = pz.unbind_params(model, freeze=True)
     params = {variable.label: variable for variable in variables}

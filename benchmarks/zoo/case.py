@@ -1,4 +1,4 @@
-"""What a model of the zoo is to the tests."""
+"""A model of the zoo: a function, random parameters and inputs, its perms."""
 
 import dataclasses
 from collections.abc import Callable

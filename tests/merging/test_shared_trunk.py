@@ -1,4 +1,4 @@
-"""Merged models whose heads are different functions behind one trunk."""
+"""Merged models whose heads are different functions after one trunk."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Models of packages from PyPI, as they come.
+"""Models of packages from PyPI, unmodified.
 
 Nothing is downloaded: parameters are random. Widths are small where the packages let
 one choose them. The number of perms of each model is derived by hand.
@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tests.zoo import frameworks
-from tests.zoo.case import Case, linen, normal, tokens
+from benchmarks.zoo import frameworks
+from benchmarks.zoo.case import Case, linen, normal, tokens
 
 KEY = jax.random.key(0)
 SMALL = (2, 32, 32, 3)
@@ -128,7 +128,7 @@ def mamba2(perms: int) -> Case:
 
 def keras_application(name: str, perms: int, **options: Any) -> Case:
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    import keras
+    import keras  # pyright: ignore[reportMissingImports]
 
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=SMALL[1:], classes=5, **options)
@@ -136,7 +136,7 @@ def keras_application(name: str, perms: int, **options: Any) -> Case:
 
 
 def penzai_llama(perms: int) -> Case:
-    from penzai import pz
+    from penzai import pz  # pyright: ignore[reportMissingImports]
     from penzai.models.transformer.variants import llamalike_common as llama
 
     config = llama.LlamalikeTransformerConfig(
@@ -213,7 +213,7 @@ CASES = {
             "ResNet-D": lambda: jax_resnet_(
                 17, **(_RESNET | {"block": "ResNetDBottleneckBlock"}), deep_stem=True
             ),
-            # In each block: groups, the units of a group before and behind.
+            # In each block: groups, the units of a group before and after it.
             "ResNeXt": lambda: jax_resnet_(
                 20,
                 **(_RESNET | {"hidden_sizes": (32, 32, 32, 32)}),

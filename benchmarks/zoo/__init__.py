@@ -1,0 +1,1 @@
+"""Models that specs are inferred for, shared by the benchmarks and the tests."""
