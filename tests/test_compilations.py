@@ -10,7 +10,7 @@ import pytest
 import zipjax
 from tests.networks import FlattenNet, flatten_spec, images, variables
 
-NET, SPEC = FlattenNet(), flatten_spec(4)
+SPEC = flatten_spec(4)
 X = images(40, (4, 4, 3))
 BATCHES = [X[:20], X[20:]]
 KEY = jax.random.key(0)
@@ -30,80 +30,87 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def two_models(seed):
+@pytest.fixture
+def net():
+    """A network that no other test has compiled."""
+    return type("OwnNet", (FlattenNet,), {})()
+
+
+def two_models(net, seed):
     """Two networks of the same shapes as for any other seed."""
-    return [variables(NET, (4, 4, 3), seed + k) for k in range(2)]
+    return [variables(net, (4, 4, 3), seed + k) for k in range(2)]
 
 
-def collect(models):
+def collect(net, models):
     device = jax.local_devices()[:1]
-    return zipjax.collect_moments(NET.apply, models, SPEC, BATCHES, devices=device)
+    return zipjax.collect_moments(net.apply, models, SPEC, BATCHES, devices=device)
 
 
-def zip_and_calibrate(models):
-    moments = collect(models)
+def zip_and_calibrate(net, models):
+    moments = collect(net, models)
     recipe = zipjax.zipit(alpha=0.5)
     merged = zipjax.merge(models, SPEC, recipe, moments=moments)
-    merged = zipjax.reset_batch_stats(NET.apply, merged, BATCHES)
+    merged = zipjax.reset_batch_stats(net.apply, merged, BATCHES)
     return merged
 
 
-def merge(models):
-    return zipjax.apply(NET.apply, zip_and_calibrate(models), X)
+def merge(net, models):
+    return zipjax.apply(net.apply, zip_and_calibrate(net, models), X)
 
 
-def partial(models):
+def partial(net, models):
     recipe = zipjax.zipit(alpha=0.5)
-    options = {"moments": collect(models), "stop_at": "conv"}
+    options = {"moments": collect(net, models), "stop_at": "conv"}
     merged = zipjax.merge(models, SPEC, recipe, **options)
-    return zipjax.apply(NET.apply, merged, X)
+    return zipjax.apply(net.apply, merged, X)
 
 
-def match(models):
+def match(net, models):
     recipe = zipjax.mudsc(0.5, schedule=zipjax.Schedule(sweeps=2))
-    return zipjax.match(models, SPEC, recipe, moments=collect(models), key=KEY)
+    return zipjax.match(models, SPEC, recipe, moments=collect(net, models), key=KEY)
 
 
-def search(models):
+def search(net, models):
     grid = {"alpha": (0.3, 1.0)}
-    moments = collect(models)
+    moments = collect(net, models)
 
     def score(merged):
-        return float(jnp.mean(zipjax.apply(NET.apply, merged, X)))
+        return float(jnp.mean(zipjax.apply(net.apply, merged, X)))
 
     return zipjax.search(models, SPEC, zipjax.zipit, grid, score, moments=moments)
 
 
-def refit(models):
+def refit(net, models):
     embeddings = np.random.default_rng(len(models)).normal(size=(4, 3))
     outputs = zipjax.ensemble_target(embeddings, [[0, 1], [2, 3]])
-    merged = zip_and_calibrate(models)
-    return zipjax.refit(NET.apply, models, merged, BATCHES, outputs=outputs)
+    merged = zip_and_calibrate(net, models)
+    return zipjax.refit(net.apply, models, merged, BATCHES, outputs=outputs)
 
 
-def refit_heads(models):
+def refit_heads(net, models):
     merged = zipjax.merge(models, SPEC, zipjax.average(), stop_at="conv")
-    return zipjax.refit(NET.apply, models, merged, BATCHES)
+    return zipjax.refit(net.apply, models, merged, BATCHES)
 
 
-def repair(models):
-    return zipjax.repair(NET.apply, models, zip_and_calibrate(models), BATCHES)
+def repair(net, models):
+    return zipjax.repair(net.apply, models, zip_and_calibrate(net, models), BATCHES)
 
 
 @pytest.mark.parametrize(
     "step", [merge, partial, match, search, refit, refit_heads, repair]
 )
-def test_other_parameters_of_the_same_shapes_compile_nothing(step):
+def test_other_parameters_of_the_same_shapes_compile_nothing(net, step):
+    one, other = two_models(net, 1), two_models(net, 11)
     with compilations() as first:
-        step(two_models(1))
+        step(net, one)
     with compilations() as again:
-        step(two_models(11))
+        step(net, other)
     assert first
     assert not again
 
 
-def test_other_assignments_are_other_origins_but_one_program():
-    models = two_models(1)
+def test_other_assignments_are_other_origins_but_one_program(net):
+    models = two_models(net, 1)
     aligned = {perm: np.tile(np.arange(n), 2) for perm, n in SPEC.sizes.items()}
     turned = {
         perm: np.concatenate([np.arange(n), np.arange(n)[::-1]])
@@ -111,7 +118,9 @@ def test_other_assignments_are_other_origins_but_one_program():
     }
     one, other = (zipjax.merge_units(models, SPEC, x) for x in (aligned, turned))
     assert one.origin != other.origin
-    zipjax.apply(NET.apply, one, X)
+    with compilations() as first:
+        zipjax.apply(net.apply, one, X)
+    assert first
     with compilations() as again:
-        zipjax.apply(NET.apply, other, X)
+        zipjax.apply(net.apply, other, X)
     assert not again

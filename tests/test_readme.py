@@ -30,3 +30,28 @@ def test_the_quick_start_has_complete_commands(command):
     )
     (line,) = [row for row in section.splitlines() if row.endswith(command)]
     assert line.startswith("python3 -m venv .venv && .venv/bin/pip install")
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name
+)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    missing = [
+        link
+        for link in links
+        if not link.startswith("https://") and not (page.parent / link).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", ROOT.glob("docs/*.md"), ids=lambda page: page.name)
+def test_names_in_the_docs_exist(page):
+    names = set(re.findall(r"\bzipjax\.([a-z_]+)\(", page.read_text()))
+    assert not {name for name in names if not hasattr(zipjax, name)}
+    modules = set(re.findall(r"\bzipjax(?:/[a-z_]+)+\.py", page.read_text()))
+    assert not {path for path in modules if not (ROOT / path).exists()}

@@ -47,7 +47,7 @@ def haiku_net(name: str, perms: int, **options: Any) -> Case:
     return frameworks.haiku(network, normal(*SMALL), perms)
 
 
-def jax_resnet_(perms: int, *, deep_stem: bool = False, **options: Any) -> Case:
+def jax_resnet_(perms: int, *, deep_stem: Any = False, **options: Any) -> Case:
     import jax_resnet
 
     if deep_stem:
@@ -137,7 +137,9 @@ def keras_application(name: str, perms: int, **options: Any) -> Case:
 
 def penzai_llama(perms: int) -> Case:
     from penzai import pz  # pyright: ignore[reportMissingImports]
-    from penzai.models.transformer.variants import llamalike_common as llama
+    from penzai.models.transformer.variants import (  # pyright: ignore[reportMissingImports]
+        llamalike_common as llama,
+    )
 
     config = llama.LlamalikeTransformerConfig(
         num_kv_heads=2,
@@ -176,7 +178,7 @@ def _named(
     }
 
 
-_RESNET = {
+_RESNET: dict[str, Any] = {
     "stage_sizes": [2, 1, 1, 1],
     "hidden_sizes": (8, 12, 16, 20),
     "block": "ResNetBottleneckBlock",

@@ -16,42 +16,45 @@ from zipjax.types import ApplyFn, Array, Leaves, PyTree
 
 Values: TypeAlias = list[Any]
 Step: TypeAlias = Callable[[Leaves, Values], Values]
-Kind: TypeAlias = Any
+Signature: TypeAlias = Any
 """Structure, shapes and dtypes of a batch's inputs, or of parameters; hashable."""
 
 
 class TracedNetwork:
     """A function with parameters of given shapes: programs, layers, compiled steps.
 
-    Every kind of batch has a program of its own.
+    Batches with different signatures have programs of their own.
     """
 
-    def __init__(self, apply_fn: ApplyFn, params_kind: Kind) -> None:
-        self._apply_fn, self._params_kind = apply_fn, params_kind
-        self._programs: dict[Kind, Program] = {}
-        self._layers: dict[Kind, dict[str, Layer]] = {}
+    def __init__(self, apply_fn: ApplyFn, params_signature: Signature) -> None:
+        self._apply_fn, self._params_signature = apply_fn, params_signature
+        self._programs: dict[Signature, Program] = {}
+        self._layers: dict[Signature, dict[str, Layer]] = {}
         self._steps: dict[Any, Step] = {}
 
-    def program(self, kind: Kind) -> Program:
-        """Returns the program for a kind of batch."""
-        if kind not in self._programs:
-            params, inputs = _abstract(self._params_kind), _abstract(kind)
-            self._programs[kind] = trace(self._apply_fn, params, *inputs)
-        return self._programs[kind]
+    def program(self, signature: Signature) -> Program:
+        """Returns the program for batches with a signature."""
+        if signature not in self._programs:
+            params, inputs = _abstract(self._params_signature), _abstract(signature)
+            self._programs[signature] = trace(self._apply_fn, params, *inputs)
+        return self._programs[signature]
 
-    def layers(self, kind: Kind) -> dict[str, Layer]:
-        """Returns the layers by kernel, in program order, for a kind of batch."""
-        if kind not in self._layers:
-            self._layers[kind] = find_layers(self.program(kind))
-        return self._layers[kind]
+    def layers(self, signature: Signature) -> dict[str, Layer]:
+        """Returns the layers by kernel, in program order, for such batches."""
+        if signature not in self._layers:
+            self._layers[signature] = find_layers(self.program(signature))
+        return self._layers[signature]
 
     def step(
-        self, kind: Kind, known: tuple[ValueId, ...], wanted: tuple[ValueId, ...]
+        self,
+        signature: Signature,
+        known: tuple[ValueId, ...],
+        wanted: tuple[ValueId, ...],
     ) -> Step:
         """Returns a compiled step that computes values from known ones."""
-        place = kind, known, wanted
+        place = signature, known, wanted
         if place not in self._steps:
-            program = dataclasses.replace(self.program(kind), inputs=known)
+            program = dataclasses.replace(self.program(signature), inputs=known)
             self._steps[place] = jax.jit(
                 lambda leaves, values: compute_values(program, leaves, values, wanted)
             )
@@ -65,22 +68,22 @@ def traced_network(apply_fn: ApplyFn, params: PyTree) -> TracedNetwork:
       apply_fn: ``apply_fn(params, *inputs)``; must be hashable.
       params: parameter pytree; only its structure, shapes and dtypes matter.
     """
-    return _traced_network(apply_fn, _kind(params))
+    return _traced_network(apply_fn, _signature(params))
 
 
 @functools.lru_cache(maxsize=16)
-def _traced_network(apply_fn: ApplyFn, params_kind: Kind) -> TracedNetwork:
-    return TracedNetwork(apply_fn, params_kind)
+def _traced_network(apply_fn: ApplyFn, params_signature: Signature) -> TracedNetwork:
+    return TracedNetwork(apply_fn, params_signature)
 
 
-def _kind(tree: PyTree) -> Kind:
+def _signature(tree: PyTree) -> Signature:
     leaves, structure = jax.tree_util.tree_flatten(tree)
     shapes = tuple((np.shape(x), jnp.result_type(x).name) for x in leaves)
     return structure, shapes
 
 
-def _abstract(kind: Kind) -> PyTree:
-    structure, shapes = kind
+def _abstract(signature: Signature) -> PyTree:
+    structure, shapes = signature
     leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     return jax.tree_util.tree_unflatten(structure, leaves)
 
@@ -100,19 +103,21 @@ class Pass:
     ) -> None:
         self.leaves = path_leaves(model)
         self._network = network
-        self._kinds = [_kind(batch) for batch in data]
+        self._signatures = [_signature(batch) for batch in data]
         self._values: list[Values] = [
             jax.device_get(jax.tree_util.tree_leaves(batch)) for batch in data
         ]
-        kinds = dict.fromkeys(self._kinds)
-        self._known = {kind: network.program(kind).inputs for kind in kinds}
+        signatures = dict.fromkeys(self._signatures)
+        self._known = {
+            signature: network.program(signature).inputs for signature in signatures
+        }
 
     def __len__(self) -> int:
         return len(self._values)
 
     def layers(self, batch: int = 0) -> dict[str, Layer]:
         """Returns the layers by kernel, in program order, as a batch sees them."""
-        return self._network.layers(self._kinds[batch])
+        return self._network.layers(self._signatures[batch])
 
     def returns(self, kernel: str) -> bool:
         """Returns whether a layer's value is all that the network returns."""
@@ -121,20 +126,20 @@ class Pass:
     def advance(self, kernel: str) -> None:
         """Runs all batches up to a layer, with the parameters as they are now."""
         wanted = {}
-        for kind in self._known:
-            number = self._network.layers(kind)[kernel].number
-            wanted[kind] = live_values(self._network.program(kind), number)
-        for batch, kind in enumerate(self._kinds):
-            self._values[batch] = jax.device_get(self.read(batch, wanted[kind]))
+        for signature in self._known:
+            number = self._network.layers(signature)[kernel].number
+            wanted[signature] = live_values(self._network.program(signature), number)
+        for batch, signature in enumerate(self._signatures):
+            self._values[batch] = jax.device_get(self.read(batch, wanted[signature]))
         self._known = wanted
 
     def read(self, batch: int, wanted: tuple[ValueId, ...]) -> Values:
         """Computes values of a batch from those that are kept."""
-        kind = self._kinds[batch]
-        known = dict(zip(self._known[kind], self._values[batch], strict=True))
+        signature = self._signatures[batch]
+        known = dict(zip(self._known[signature], self._values[batch], strict=True))
         if known.keys() >= set(wanted):
             return [known[value] for value in wanted]
-        step = self._network.step(kind, self._known[kind], wanted)
+        step = self._network.step(signature, self._known[signature], wanted)
         return step(self.leaves, self._values[batch])
 
     def value_after(self, layer: Layer, fill: float, leaves: Leaves) -> Array:
@@ -146,4 +151,4 @@ class Pass:
 
     @property
     def _program(self) -> Program:
-        return self._network.program(self._kinds[0])
+        return self._network.program(self._signatures[0])
