@@ -38,6 +38,7 @@ SLOW = {
         "experiments/test_configs.py",
         "experiments/test_experiment.py",
         "experiments/test_run.py",
+        "interop/test_live_parity.py",
         "models/test_specs.py",
         "test_colab.py",
         "test_end_to_end.py",
@@ -46,6 +47,7 @@ SLOW = {
         "tracing/test_fuzz.py",
         "tracing/test_mutations.py",
         "tracing/test_third_party.py",
+        "tracing/test_zoo.py",
     )
 }
 

@@ -191,7 +191,7 @@ def loaded_or_error(path):
         return error
 
 
-# Orbax leaves tasks behind where one of several reads fails.
+# Orbax leaves tasks running where one of several reads fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, empty, scramble])
 def test_a_damaged_file_is_an_error_or_did_not_matter(tmp_path, whole, damage):

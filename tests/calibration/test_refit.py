@@ -125,15 +125,15 @@ def test_sweeps_lower_the_error_behind_the_relu():
     assert errors[0] > errors[1] > errors[2]
 
 
-def quadratic(_, params, x, *, behind=3):
+def quadratic(_, params, x, *, after=3):
     first_layer, second, head = params["layers"]
     x = jnp.square(x @ first_layer["w"] + first_layer["b"])
     x = x @ second["w"] + second["b"]
-    return x if behind == 2 else jax.nn.relu(x) @ head["w"] + head["b"]
+    return x if after == 2 else jax.nn.relu(x) @ head["w"] + head["b"]
 
 
 def first(apply_fn, params):
-    return apply_fn(params, X, behind=2)
+    return apply_fn(params, X, after=2)
 
 
 def test_copies_of_one_network_stay_as_they_are():

@@ -94,7 +94,7 @@ def test_averaging_shrinks_deviations_and_repair_brings_them_back():
 
 
 def gained(params, x):
-    """The same trunk, behind which there is more."""
+    """The same trunk, with more after it."""
     return dense_apply({"layers": params["layers"]}, x) * params["gain"]
 
 
@@ -160,7 +160,7 @@ def test_dead_units_stay_dead():
     np.testing.assert_allclose(second[0], wanted, rtol=1e-5)
 
 
-# Networks whose layers have norms and residual sums behind them, and units in groups.
+# Networks whose layers have norms and residual sums after them, and units in groups.
 NETWORKS = {
     "batch": (FlattenNet(), flatten_spec(16), (8, 8, 3)),
     "vit": (vit.ViT(3, 6, 1, 2, 4, 5), None, (8, 8, 3)),
@@ -202,7 +202,7 @@ def in_groups(assignments, outer, inner):
 
 
 def units_of_layers(name, given):
-    """Where the units behind every repaired layer of both models go."""
+    """The merged units of the units after every repaired layer, in both models."""
     if name == "groups":
         first, second, inner, more = (
             in_groups(given, f"{perm}/groups", perm)
@@ -215,7 +215,7 @@ def units_of_layers(name, given):
         }  # fmt: skip
     stream, heads = given["stream"], "blocks_0/attn/heads"
     qk, vo = (in_groups(given, heads, f"blocks_0/attn/{x}") for x in ("qk", "vo"))
-    # Q, K and V lie behind each other, in either model.
+    # Q, K and V follow each other, in either model.
     parts = [x.reshape(2, -1) + 6 * k for k, x in enumerate((qk, qk, vo))]
     return {
         "patch_embed": stream, "blocks_0/attn/qkv": np.concatenate(parts, 1).ravel(),
@@ -306,7 +306,7 @@ def test_a_network_merged_with_its_permuted_copy_stays(name):
 
 
 def scaled(params, x):
-    """A bias behind which a unit is switched off."""
+    """A bias before a unit is switched off."""
     return ((x @ params["w"] + params["b"]) * params["gain"]) @ params["head"]
 
 

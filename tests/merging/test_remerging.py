@@ -86,7 +86,7 @@ def test_all_heads_are_kept(headed, stop_at):
 
 
 def test_every_head_is_that_of_its_own_model():
-    """A merged model's heads keep its own merged layers behind the second cut."""
+    """A merged model's heads keep its own merged layers after the second cut."""
     pair = zipjax.merge(MODELS[:2], SPEC, zipjax.average(), stop_at=2)
     for models, order in (
         ([pair, MODELS[2]], (0, 1, 2)),

@@ -97,7 +97,7 @@ def test_moments_are_those_of_the_common_perms(nets):
     _, specs, moments = nets
     assert list(moments) == ["params/encoder/conv1", "params/encoder/conv2"]
     for perm, moment in moments.items():
-        # Both are read where both networks read them: behind the pooling.
+        # Both are read where both networks read them: after the pooling.
         assert moment.count == 16 * 4 * 4
         n = specs[0].sizes[perm]
         order = np.asarray(moment.correlation())[:n, n:].argmax(1)

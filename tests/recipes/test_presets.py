@@ -289,7 +289,7 @@ def test_dead_constant_and_duplicate_units_give_no_nan(recipe):
     models = [jax.tree.map(np.array, model) for model in base.models]
     for model in models:
         first, second = (layer for layer in list(model["params"].values())[:2])
-        first["bias"][0] = -100  # Dead behind the ReLU.
+        first["bias"][0] = -100  # Dead after the ReLU.
         first["kernel"][:, 1], first["bias"][1] = 0, 2.5  # Constant.
         first["kernel"][:, 2] = first["kernel"][:, 3]
         first["bias"][2] = first["bias"][3]
@@ -304,13 +304,13 @@ def test_a_partial_zip_compares_the_weights_of_its_trunk_only():
     both = strangers("vgg-batch")
     recipe = zipjax.mudsc(0.7)
     expected = both.match(recipe, stop_at=2)
-    behind = dict(path_leaves(both.models[0]))
+    deeper = dict(path_leaves(both.models[0]))
     changed = [
-        p for p in behind if p.startswith("params") and p not in both.spec.trunk(2)
+        p for p in deeper if p.startswith("params") and p not in both.spec.trunk(2)
     ]
     other = randomise(jax.tree.map(lambda x: x, both.models[0]), 7)
     mixed = from_leaves(
-        {p: path_leaves(other)[p] if p in changed else x for p, x in behind.items()},
+        {p: path_leaves(other)[p] if p in changed else x for p, x in deeper.items()},
         both.models[0],
     )
     moments = {

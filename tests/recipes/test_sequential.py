@@ -1,4 +1,4 @@
-"""Matching cut by cut, behind what is merged already."""
+"""Matching cut by cut, in networks merged up to the cut before."""
 
 import dataclasses
 import re

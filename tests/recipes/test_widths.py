@@ -68,8 +68,8 @@ def test_widths_are_those_that_the_recipe_reaches():
 
 def test_heads_cost_as_often_as_there_are_models():
     # Behind the cut nothing is zipped: 8 * 8 + 8 * 3 in either model.
-    behind = 2 * (8 * 8 + 8 * 3)
-    widths = allot(cost=(behind + 6 * 8) / ONE, stop_at="h0", steps=1)
+    after = 2 * (8 * 8 + 8 * 3)
+    widths = allot(cost=(after + 6 * 8) / ONE, stop_at="h0", steps=1)
     assert widths == {"h0": 8}
     with pytest.raises(ValueError, match=r"least widths .*'h0': 4.*raise cost"):
         allot(cost=0.9, stop_at="h0")

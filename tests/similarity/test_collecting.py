@@ -132,7 +132,7 @@ def flax_record(net, params, x):
 
 
 def test_resnet20_streams_and_inner_units():
-    """Streams end behind the sums; Flax's own record of the outputs has them."""
+    """Streams end after the sums; Flax's own record of the outputs has them."""
     net = resnet.ResNet20(3, 0.25)
     models = [variables(net, (8, 8, 3), seed) for seed in range(2)]
     x = images(10, (8, 8, 3))
