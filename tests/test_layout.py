@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import zipjax
+from tests.conftest import SLOW
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,3 +140,8 @@ def test_a_name_means_one_thing():
         if len(modules) > 1 and name[0] != "_" and name not in SHARED_NAMES
     }
     assert not several
+
+
+def test_the_slow_tests_exist():
+    # The list goes by file name: a renamed file would count as fast.
+    assert all(path.exists() for path in SLOW)

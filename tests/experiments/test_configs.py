@@ -4,7 +4,6 @@ import importlib.util
 import io
 from pathlib import Path
 
-import jax
 import pytest
 from rich.console import Console
 
@@ -13,15 +12,6 @@ from experiments.experiment import Experiment
 from experiments.methods.rows import METHODS, one_of_a_kind
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compilation is most of what a smoke run does."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def load(path, *init):
