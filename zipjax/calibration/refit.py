@@ -14,13 +14,12 @@ from zipjax.batches import InputsOf, input_batches
 from zipjax.calibration.passes import Pass, traced_network
 from zipjax.calibration.solve import solve_layer
 from zipjax.calibration.targets import MergedTarget, Target, as_target, first_rows
-from zipjax.calibration.unit_statistics import stat_shape
+from zipjax.calibration.unit_statistics import stat_shape, unit_entries
 from zipjax.merging.matrices import model_matrices
 from zipjax.merging.merged import Merged, known_origin
 from zipjax.merging.networks import Networks
 from zipjax.merging.weights import Matrices, interpolation_shares
 from zipjax.program.layers import Layer
-from zipjax.program.rows import kernel_axes
 from zipjax.spec.entries import axes_of
 from zipjax.types import ApplyFn, Array, PyTree
 
@@ -133,9 +132,8 @@ def _merged_target(
     layer: Layer, networks: Networks, matrices: Matrices, shares: Array
 ) -> MergedTarget:
     """Returns the target of a zipped layer."""
-    spec, produced = networks.spec, kernel_axes(layer)[1]
-    numbered = enumerate(spec.entries[layer.kernel])
-    entries = tuple(entry if k in produced else None for k, entry in numbered)
+    spec = networks.spec
+    entries = unit_entries(layer, spec.entries[layer.kernel])
     names = {axis.perm for entry in entries for axis in axes_of(entry)}
     names |= {group for name in names for group in spec.perms[name].groups}
     perms = tuple((p, perm) for p, perm in spec.perms.items() if p in names)

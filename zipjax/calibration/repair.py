@@ -24,6 +24,7 @@ from zipjax.calibration.unit_statistics import (
     layer_statistics,
     model_statistics,
     stat_shape,
+    unit_entries,
 )
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.matrices import model_matrices
@@ -32,7 +33,7 @@ from zipjax.merging.networks import Networks
 from zipjax.merging.weights import Matrices, interpolation_shares, merge_leaf
 from zipjax.program.layers import Layer, find_layers
 from zipjax.program.program import Derived, ValueId, compute_values, own_rule, trace
-from zipjax.program.rows import kernel_axes, output_unit_axes
+from zipjax.program.rows import output_unit_axes
 from zipjax.spec.entries import Entries, axes_of
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import path_leaves
@@ -143,9 +144,7 @@ def _sites(
     for kernel, layer in current.layers().items():
         if kernel not in merged.trunk:
             continue
-        produced = kernel_axes(layer)[1]
-        numbered = enumerate(networks.spec.entries[kernel])
-        entries = tuple(entry if k in produced else None for k, entry in numbered)
+        entries = unit_entries(layer, networks.spec.entries[kernel])
         perms = {axis.perm for entry in entries for axis in axes_of(entry)}
         if perms & set(networks.perms):
             if layer.bias not in merged.trunk:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from zipjax.program.layers import Layer, find_layers
 from zipjax.program.program import compute_values, trace
 from zipjax.program.rows import kernel_axes, output_unit_axes
+from zipjax.spec.entries import Entries
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
 
@@ -49,6 +50,12 @@ def layer_statistics(layer: Layer, y: Array) -> Statistics:
     std = jnp.where(std > _ROUNDING * jnp.abs(mean), std, 0)
     shape = stat_shape(layer)
     return Statistics(mean.reshape(shape), std.reshape(shape))
+
+
+def unit_entries(layer: Layer, entries: Entries) -> Entries:
+    """Returns a kernel's entries on the axes that produce units, None on the others."""
+    produced = kernel_axes(layer)[1]
+    return tuple(x if k in produced else None for k, x in enumerate(entries))
 
 
 def stat_shape(layer: Layer) -> list[int]:

@@ -125,6 +125,7 @@ class _Collector:
         self._states: dict[int, tuple[PermMoments, list[PyTree]]] = {}
 
     def add(self, arrays: tuple[Any, ...]) -> None:
+        """Adds a batch, shared among as many devices as divide it."""
         size = np.shape(jax.tree_util.tree_leaves(arrays)[0])[0]
         count = max(k for k in range(1, len(self._devices) + 1) if size % k == 0)
         replicate, step = self._function(self._devices[:count])
@@ -139,6 +140,7 @@ class _Collector:
         self._states[count] = step(state, models, shards), models
 
     def result(self) -> PermMoments:
+        """Returns the moments of all batches, merged over the devices."""
         shards = [
             jax.tree_util.tree_map(lambda x, k=k: jnp.asarray(x[k]), host)
             for count, (state, _) in sorted(self._states.items())
