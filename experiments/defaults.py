@@ -54,6 +54,8 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.partial_rows = ("zipit", "zipit_refit")  # Rows that also stop earlier:
     config.cuts = 4  # at this many cuts or fewer, spread over the depth,
     config.cut_layers = ()  # or, unless empty, after these numbers of layers.
+    # Whether the spec is inferred, with cuts inside residual streams, not declared.
+    config.inferred = False
     config.zipit = ml_collections.ConfigDict({"alpha": 0.3, "beta": 0.5})
     # The same for partial zips; follows the one above until it is set.
     config.partial_zipit = ml_collections.ConfigDict(

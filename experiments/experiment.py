@@ -82,11 +82,19 @@ class Experiment:
         self.network, self.spec = build(
             config.model, config.network.to_dict(), self.embeddings.shape[1]
         )
+        if config.inferred:
+            self.spec = self.inferred()
         self.runner = Runner(self.network.apply, config.batch_size, config.ddof)
         self.merger = Merger(self.runner, self.spec, config)
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
+
+    def inferred(self) -> zipjax.PermutationSpec:
+        """Infers the network's spec."""
+        images, _ = next(self.test.batches(2))
+        shapes = jax.eval_shape(self.network.init, jax.random.key(0), images)
+        return zipjax.infer_spec(self.network.apply, shapes, images)
 
     def run(self) -> list[Result]:
         """Evaluates every method and writes the report."""

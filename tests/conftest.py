@@ -40,6 +40,7 @@ SLOW = {
         "experiments/test_run.py",
         "interop/test_live_parity.py",
         "models/test_specs.py",
+        "recipes/test_copies.py",
         "test_colab.py",
         "test_end_to_end.py",
         "test_golden_resnet20.py",

@@ -17,7 +17,9 @@ from zipjax import (
     Product,
     collect_moments,
     permute_params,
+    reset_batch_stats,
 )
+from zipjax.models import mlp, swin, vit
 from zipjax.trees import from_leaves, path_leaves
 
 
@@ -49,6 +51,18 @@ def variables(module, shape, seed):
 def images(count, shape, seed=0):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(count, *shape)).astype(np.float32)
+
+
+def awake(net, model):
+    """Lifts what convolutions make above 0: dead units look all the same."""
+    if isinstance(net.model, mlp.MLP | vit.ViT | swin.Swin):
+        return model
+    leaves = path_leaves(model)
+    lift = {p: 3 if p.replace("bias", "scale") in leaves else 12 for p in leaves}
+    lifted = {p: x + lift[p] if p.endswith("bias") else x for p, x in leaves.items()}
+    model = from_leaves(lifted, model)
+    x = images(64, (net.side, net.side, 3))
+    return reset_batch_stats(net.model.apply, model, [x])
 
 
 def collect(apply_fn, models, spec, *inputs):

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tests.networks import (
     images,
     variables,
 )
+from tests.streams import INPUTS, apart, stream_apply, stream_params
 from zipjax.trees import path_leaves
 
 NET = FlattenNet()
@@ -84,6 +86,24 @@ def test_like_gives_the_structure_back(tmp_path, stop_at):
     # Without it, lists come back as dictionaries.
     plain = zipjax.load(tmp_path / "deep" / "er").params()
     assert set(plain["layers"]) == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("like", [None, stream_params(0)])
+def test_a_trunk_that_ends_inside_a_stream_comes_back(tmp_path, like):
+    models, x = [stream_params(seed) for seed in range(2)], images(6, (INPUTS,))
+    spec = zipjax.infer_spec(stream_apply, models[0], x)
+    assignments = apart(spec, spec.stop(2), 2)
+    merged = zipjax.merge_units(models, spec, assignments, stop_at=2)
+    zipjax.save(tmp_path / "merged", merged)
+    loaded = zipjax.load(tmp_path / "merged", like=like)
+    same(loaded, merged)
+    assert (loaded.spec, loaded.own) == (merged.spec, merged.own)
+    assert loaded.origin == merged.origin
+    if like is None:  # Lists come back as dictionaries.
+        assert set(jax.tree.unflatten(loaded.structure, range(12))) == set(models[0])
+    else:
+        same(*(zipjax.apply(stream_apply, model, x) for model in (loaded, merged)))
+        same(*(zipjax.repair(stream_apply, models, m, [x]) for m in (loaded, merged)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -270,6 +290,46 @@ def test_what_is_no_merged_model_is_refused(tmp_path, make):
 def test_like_of_another_network_lists_the_differences(whole):
     like = {"layers": dense_params((3, 6, 4), 0)["layers"]}
     refuses(whole, r"unexpected \['layers/2/b', 'layers/2/w'\]", like=like)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 6), (5,)])
+def test_like_of_other_shapes_is_refused(whole, shape):
+    like = dense_params(WIDTHS, 0)
+    like["layers"][1]["w"] = np.ones(shape, np.float32)
+    message = re.escape(f"but {list(shape)} in like")
+    refuses(whole, rf"'layers/1/w' has shape \[6, 5\] in .* {message}", like=like)
+
+
+def test_like_may_have_the_widths_before_or_after_the_merge(tmp_path):
+    spec, path = dense_spec(WIDTHS), tmp_path / "merged"
+    assignments = {"h0": np.arange(18) // 2, "h1": np.arange(15) % 7}
+    zipjax.save(path, zipjax.merge_units(DENSE, spec, assignments))
+    for like in (dense_params((3, 9, 7, 4), 0), DENSE[0]):
+        assert zipjax.load(path, like=like).spec.sizes == {"h0": 9, "h1": 7}
+    message = (
+        r"'layers/0/b' has shape \[9\] in .* \(\[6\] before the merge\), but \[8\]"
+    )
+    refuses(path, message, like=dense_params((3, 8, 7, 4), 0))
+    # Outputs have no perm: they are as they were saved.
+    refuses(path, "'layers/2/b' has shape", like=dense_params((3, 9, 7, 5), 0))
+
+
+def test_like_of_heads_that_are_other_functions(tmp_path):
+    specs = [dense_spec(WIDTHS), dense_spec((3, 6, 5, 7, 4))]
+    models = [dense_params(WIDTHS, 0), dense_params((3, 6, 5, 7, 4), 1)]
+    merged = zipjax.merge(models, specs, zipjax.average(), stop_at="h0")
+    zipjax.save(tmp_path / "merged", merged)
+    loaded = zipjax.load(tmp_path / "merged", like=models)
+    same(loaded.params(1), merged.params(1))
+    wrong = [dense_params(WIDTHS, 0), dense_params((3, 6, 5, 8, 4), 1)]
+    refuses(tmp_path / "merged", "'layers/2/b' has shape", like=wrong)
+
+
+@pytest.mark.parametrize("tree", [DENSE[0], None, [1.0]])
+def test_what_is_no_merged_model_is_not_saved(tmp_path, tree, untyped):
+    with pytest.raises(ValueError, match=r"writes merged models, but this is a"):
+        zipjax.save(tmp_path / "params", tree)
+    assert not list(tmp_path.iterdir())
 
 
 SAVE_AND_DIE = """

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zipjax.types import PyTree
@@ -20,11 +21,12 @@ def input_batches(
     Args:
       batches: an iterable of batches; every batch is read once.
       inputs_of: maps a batch to the inputs of a function, whose leading axis is the
-        batch. By default a batch is its own input, or a tuple of inputs.
+        batch. By default a batch is its own input, or a tuple of inputs. Inputs without
+        a batch axis (PRNG keys, masks) may be among them.
 
     Raises:
-      ValueError: if there are no batches, or one has no common leading axis, is empty,
-        or holds NaN or infinity.
+      ValueError: if there are no batches, or one has no leading axis, is empty, or
+        holds NaN or infinity.
     """
     number = -1
     for number, batch in enumerate(batches):
@@ -56,15 +58,15 @@ def plain_average(measured: Iterable[PyTree]) -> PyTree:
 
 def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:
     leaves = jax.tree_util.tree_leaves(arrays)
-    sizes = [np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves]
-    if not sizes or None in sizes or len(set(sizes)) > 1 or sizes[0] == 0:
+    sizes = [jnp.shape(leaf)[0] for leaf in leaves if jnp.ndim(leaf)]
+    if not sizes or 0 in sizes:
         raise ValueError(
-            f"batch {number} has inputs of shapes {[np.shape(x) for x in leaves]}: "
-            "all inputs need the same leading batch axis, of size 1 or more. Use "
-            "inputs_of= to select a batch's inputs"
+            f"batch {number} has inputs of shapes {[jnp.shape(x) for x in leaves]}: at "
+            "least one needs a leading batch axis, of size 1 or more. Use inputs_of= "
+            "to select a batch's inputs"
         )
     for leaf in leaves:
-        floating = np.issubdtype(np.asarray(leaf).dtype, np.floating)
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         if floating and not np.isfinite(leaf).all():
             raise ValueError(
                 f"batch {number} holds NaN or infinity: clean the data first"

@@ -5,20 +5,30 @@ final name is whole, even if a run was killed.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import Merged, Origin
+from zipjax.merging.weights import Weights
+from zipjax.spec.entries import entry_size
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.trees import check_same_keys, nested, path_leaves
+from zipjax.trees import (
+    check_same_keys,
+    from_leaves,
+    host_array,
+    nested,
+    path_leaves,
+)
 from zipjax.types import PyTree
 
 _FORMAT = "zipjax.Merged"
+_KEYS = "prng_keys"
 Specs = PermutationSpec | tuple[PermutationSpec, ...]
 
 
@@ -30,8 +40,15 @@ def save(path: str | os.PathLike[str], merged: Merged) -> None:
       merged: the merged model.
 
     Raises:
-      ValueError: if the path exists: nothing is overwritten.
+      ValueError: if the path exists, since nothing is overwritten, or if this is no
+        merged model.
     """
+    if not isinstance(merged, Merged):
+        raise ValueError(
+            f"zipjax.save writes merged models, but this is a {type(merged).__name__}: "
+            "pass what zipjax.merge returned. Parameters alone (merged.params()) are "
+            "an ordinary pytree, for orbax or zipjax.checkpoints.save_tree"
+        )
     heads = {str(number): head for number, head in enumerate(merged.heads)}
     tree = {"trunk": merged.trunk, "heads": heads}
     metadata: dict[str, Any] = {
@@ -39,13 +56,16 @@ def save(path: str | os.PathLike[str], merged: Merged) -> None:
         "spec": _spec_text(merged.spec),
         "heads": len(merged.heads),
     }
+    if merged.own is not None:
+        tree["unmerge"] = {str(k): dict(u) for k, u in enumerate(merged.unmerge)}
+        metadata["own"] = _spec_text(merged.own)
     if (origin := merged.origin) is not None:
         tree["assignments"] = dict(origin.assignments)
         metadata["origin"] = {
             "spec": _spec_text(origin.spec),
             "num_models": origin.num_models,
             "stop_at": origin.stop_at,
-            "weights": origin.weights,
+            "weights": _weights_text(origin.weights),
         }
     save_tree(path, tree, metadata)
 
@@ -56,12 +76,13 @@ def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Mer
     Args:
       path: the folder.
       like: a parameter pytree of the wanted structure (one of the merged models, or its
-        ``jax.eval_shape``), or a sequence with one per head if these are different
-        functions; by default parameters come back as nested dictionaries.
+        ``jax.eval_shape``; of the models' widths or of the merged ones), or a sequence
+        with one per head if these are different functions; by default parameters come
+        back as nested dictionaries.
 
     Raises:
       ValueError: if the path is not such a checkpoint, is damaged, or holds other
-        parameters than ``like``. The files are left as they are.
+        parameters than ``like``, or of other shapes. The files are left as they are.
     """
     tree, metadata = load_tree(path)
     if metadata.get("format") != _FORMAT:
@@ -73,21 +94,29 @@ def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Mer
         spec = _read_spec(metadata["spec"])
         trunk = tree.get("trunk", {})
         heads = tuple(tree["heads"][str(k)] for k in range(metadata["heads"]))
+        own = _read_spec(metadata["own"]) if "own" in metadata else None
+        copied = {} if own is None else tree["unmerge"]
+        unmerge = tuple(copied[str(k)] for k in range(len(copied)))
         origin = _read_origin(tree, metadata)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
-    structures = _structures(path, trunk, heads, spec, like)
-    return Merged(trunk, heads, spec, one_or_each(structures), origin)
+    templates = _templates(path, trunk, heads, spec, like)
+    structures = [jax.tree_util.tree_structure(tree) for tree in templates]
+    structure = one_or_each(structures)
+    merged = Merged(trunk, heads, spec, structure, origin, unmerge, own)
+    if like is not None:
+        _check_shapes(path, merged, templates)
+    return merged
 
 
-def _structures(
+def _templates(
     path: str | os.PathLike[str],
     trunk: dict[str, Any],
     heads: tuple[dict[str, Any], ...],
     spec: Specs,
     like: OneOrEach[PyTree],
-) -> list[Any]:
-    """Returns the structure of every head: that of ``like``, or nested dictionaries."""
+) -> Sequence[PyTree]:
+    """Returns a pytree of the structure of every head: ``like``, or dictionaries."""
     # Heads of one function have one structure.
     own = heads if isinstance(spec, tuple) else heads[:1]
     trees = [{**trunk, **head} for head in own or ({},)]
@@ -102,7 +131,35 @@ def _structures(
             leaves,
             "Pass a pytree of the merged models' structure.",
         )
-    return [jax.tree_util.tree_structure(tree) for tree in templates]
+    return templates
+
+
+def _check_shapes(
+    path: str | os.PathLike[str], merged: Merged, templates: Sequence[PyTree]
+) -> None:
+    """Checks that ``like`` has the shapes of the merged model, or of its parents."""
+    specs = each(merged.spec, len(templates), "specs")
+    before = specs
+    if merged.origin is not None:
+        before = each(merged.origin.spec, merged.origin.num_models, "specs")
+    for number, template in enumerate(templates):
+        saved = {**merged.trunk, **(merged.heads[number] if merged.heads else {})}
+        for name, leaf in path_leaves(template).items():
+            entries, shape = specs[number].entries[name], np.shape(saved[name])
+            parents = tuple(
+                entry_size(entry, before[number].sizes) or size
+                for entry, size in zip(entries, shape, strict=True)
+            )
+            if tuple(leaf.shape) not in (shape, parents):
+                raise ValueError(
+                    f"parameter {name!r} has shape {list(shape)} in "
+                    f"{os.fspath(path)!r} ({list(parents)} before the merge), but "
+                    f"{list(leaf.shape)} in like: pass one of the merged models"
+                )
+
+
+def _weights_text(weights: Weights | None) -> Any:
+    return dict(weights) if isinstance(weights, Mapping) else weights
 
 
 def _spec_text(spec: Specs) -> str | list[str]:
@@ -121,13 +178,12 @@ def _read_origin(tree: Mapping[str, Any], metadata: Mapping[str, Any]) -> Origin
     if "origin" not in metadata:
         return None
     data, assignments = metadata["origin"], tree.get("assignments", {})
-    weights = None if data["weights"] is None else tuple(data["weights"])
     return Origin(
         _read_spec(data["spec"]),
         assignments,
         data["num_models"],
         data["stop_at"],
-        weights,
+        data["weights"],
     )
 
 
@@ -135,6 +191,8 @@ def save_tree(
     path: str | os.PathLike[str], tree: PyTree, metadata: Mapping[str, Any]
 ) -> None:
     """Saves a pytree of arrays with JSON metadata under a name that is free.
+
+    Typed PRNG keys are stored as their numbers and the name of their generator.
 
     Raises:
       ValueError: if the path exists.
@@ -145,8 +203,13 @@ def save_tree(
             f"{str(target)!r} exists already: choose another path, or remove it first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    ocp = _orbax()
-    ocp.save(str(target), tree, custom_metadata=dict(metadata))
+    ocp, leaves = _orbax(), path_leaves(tree)
+    found = {path: leaf for path, leaf in leaves.items() if _is_key(leaf)}
+    names = {path: str(jax.random.key_impl(leaf)) for path, leaf in found.items()}
+    numbers = {path: host_array(leaf) for path, leaf in found.items()}
+    content = {**metadata, _KEYS: names} if names else dict(metadata)
+    plain = from_leaves({**leaves, **numbers}, tree)
+    ocp.save(str(target), plain, custom_metadata=content)
 
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
@@ -168,9 +231,21 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
             lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata
         )
         extra: Any = metadata.custom_metadata or {}
-        return ocp.load(str(target), abstract), dict(extra)
+        return _with_keys(ocp.load(str(target), abstract), dict(extra))
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise _damaged(target, error) from error
+
+
+def _with_keys(tree: PyTree, metadata: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:
+    keys = metadata.pop(_KEYS, {})
+    leaves = path_leaves(tree)
+    for name, generator in keys.items():
+        leaves[name] = jax.random.wrap_key_data(leaves[name], impl=generator)
+    return from_leaves(leaves, tree), metadata
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _orbax() -> Any:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.files import write_whole
+from zipjax.spec.depth import Cut
 from zipjax.spec.explanation import explain
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.tracing.infer import infer_spec
@@ -42,15 +43,21 @@ def table(spec: PermutationSpec) -> str:
     header = ["#", "perm", "units", "in", "layers", "params", "", "tap"]
     rows = [header, *(_perm_row(spec, name) for name in spec.perms)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cuts = {cut.perm: cut for cut in spec.cuts}
+    ends = [0, *(high for _, high in map(spec.spans.__getitem__, spec.perms))]
     lines = []
-    for row in rows:
+    for number, row in enumerate(rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
-        if cut := cuts.get(row[1]):
-            total = f"{cut.layers} of {spec.layers} layers"
-            lines.append(f"=== cut {cut.number}: {total}")
+        # Before the first perm that ends behind a cut.
+        after = [*ends[number + 1 :], math.inf][0]
+        here = [cut for cut in spec.cuts if ends[number] <= cut.layers < after]
+        lines += [_cut_line(spec, cut) for cut in here]
     return "\n".join(lines)
+
+
+def _cut_line(spec: PermutationSpec, cut: Cut) -> str:
+    name = "" if cut.boundary is None else f", {cut.name}, inside {cut.perm}"
+    return f"=== cut {cut.number}: {cut.layers} of {spec.layers} layers{name}"
 
 
 def _perm_row(spec: PermutationSpec, name: str) -> list[str]:
@@ -70,10 +77,10 @@ def _perm_row(spec: PermutationSpec, name: str) -> list[str]:
 
 
 def draw(spec: PermutationSpec) -> "Figure":
-    """Draws the perms as bars along the network's depth, and the closed cuts as lines.
+    """Draws the perms as bars along the network's depth, and the cuts as lines.
 
-    A bar reaches from the first to the last layer that produces the perm's units, and
-    a partial zip cannot stop within it: the lines are drawn where no bar is crossed.
+    A bar reaches from the first to the last layer that produces the perm's units. The
+    dashed lines cross no bar; the dotted ones are cuts inside residual streams.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -88,7 +95,8 @@ def draw(spec: PermutationSpec) -> "Figure":
     above = axes.get_xaxis_transform()
     for cut in spec.cuts:
         place, color = cut.layers + 0.5, "tab:red"
-        axes.axvline(place, color=color, linestyle="--", linewidth=1)
+        style = "--" if cut.boundary is None else ":"
+        axes.axvline(place, color=color, linestyle=style, linewidth=1)
         axes.text(place, 1.003, f"{cut.number}", transform=above, ha="center", c=color)
     labels = [f"{x.removeprefix('params/')}  {_units(spec, x)}" for x in spec.perms]
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
@@ -101,7 +109,7 @@ def draw(spec: PermutationSpec) -> "Figure":
     axes.set_title(
         "perms, with their units, and the layers that produce them (orange: units "
         "within groups)\n"
-        "dashed: the cuts, where a partial zip can stop",
+        "red: the cuts, where a partial zip can stop (dotted: inside a stream)",
         fontsize=9,
         pad=16,
     )

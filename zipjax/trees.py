@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zipjax.types import Leaves, PyTree
@@ -13,11 +14,18 @@ from zipjax.types import Leaves, PyTree
 def path_leaves(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of ``tree`` by path, in the pytree's own order.
 
-    >>> path_leaves({"dense": {"kernel": 1, "bias": 2}})
-    {'dense/bias': 2, 'dense/kernel': 1}
+    Python's integers and truth values, such as step numbers, are returned as arrays.
+
+    >>> path_leaves({"dense": {"kernel": 1.0, "bias": 2.0}})
+    {'dense/bias': 2.0, 'dense/kernel': 1.0}
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            np.asarray(leaf, jnp.result_type(leaf)) if isinstance(leaf, int) else leaf
+        )
+        for path, leaf in flat
+    }
 
 
 def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
@@ -48,17 +56,77 @@ def running_stats(paths: Iterable[str]) -> list[tuple[str, str]]:
     """Returns the paths of the mean and the variance of every BatchNorm.
 
     They are recognised by their names: "mean" and "var" side by side, as in Linen
-    (``batch_stats/norm/mean``) and NNX (``norm/mean``, ``norm/mean/value``).
+    (``batch_stats/norm/mean``), NNX (``norm/mean``, ``norm/mean/value``) and Haiku
+    (``mean_ema/average``, with its ``hidden``). Only for where there is no program:
+    :func:`zipjax.program.norms.find_norms` finds them under any name.
     """
     known = set(paths)
     pairs = []
     for mean in sorted(known):
         parts = mean.split("/")
         for k in range(max(len(parts) - 2, 0), len(parts)):
-            var = "/".join([*parts[:k], "var", *parts[k + 1 :]])
-            if parts[k] == "mean" and var in known:
+            name = {"mean": "var", "mean_ema": "var_ema"}.get(parts[k])
+            var = "/".join([*parts[:k], str(name), *parts[k + 1 :]])
+            if name is not None and var in known:
                 pairs.append((mean, var))
     return pairs
+
+
+def is_weight(leaf: Any) -> bool:
+    """Returns whether a leaf holds floating-point numbers, which merging averages.
+
+    Counters, PRNG keys, masks and tables do not: they belong to no perm.
+    """
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def host_array(leaf: Any) -> np.ndarray:
+    """Returns a leaf as a numpy array; of PRNG keys, the numbers behind them."""
+    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if key else leaf)
+
+
+def not_finite(leaves: Leaves) -> list[str]:
+    """Lists the paths of the leaves that hold NaN or infinity."""
+    return [
+        path
+        for path, leaf in leaves.items()
+        if is_weight(leaf) and not np.isfinite(np.asarray(leaf)).all()
+    ]
+
+
+def summary(paths: Iterable[str], limit: int = 8) -> str:
+    """Returns paths as text, no more than ``limit`` of them.
+
+    >>> summary(["b", "a", "c"], limit=2)
+    "['a', 'b'] and 1 more"
+    """
+    found = sorted(paths)
+    rest = len(found) - limit
+    return f"{found[:limit]}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def collections(paths: Iterable[str], apart: Iterable[str] = ()) -> list[str]:
+    """Returns paths, many within one collection as that collection.
+
+    >>> collections(["ema/a", "ema/b", "ema/c", "ema/d", "step"])
+    ['ema/* (4 in all)', 'step']
+
+    Args:
+      paths: the paths.
+      apart: other paths; what lies in their collections is listed one by one.
+    """
+    known = {path.split("/")[0] for path in apart}
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(path.split("/")[0], []).append(path)
+    return [
+        name
+        for top, own in groups.items()
+        for name in (
+            own if len(own) < 4 or top in known else [f"{top}/* ({len(own)} in all)"]
+        )
+    ]
 
 
 def check_same_keys(
@@ -69,12 +137,14 @@ def check_same_keys(
     Raises:
       ValueError: if they differ, listing all keys that are missing or unexpected.
     """
-    missing = sorted(set(expected) - set(found))
-    extra = sorted(set(found) - set(expected))
+    expected, found = set(expected), set(found)
+    missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
+        lacking = collections(missing, found) or "nothing"
+        surplus = collections(extra, expected) or "nothing"
         raise ValueError(
-            f"{what}: missing {missing or 'nothing'}; "
-            f"unexpected {extra or 'nothing'}.{_hint(missing, extra)} {remedy}"
+            f"{what}: missing {lacking}; unexpected {surplus}."
+            f"{_hint(missing, extra)} {remedy}"
         )
 
 
@@ -89,7 +159,7 @@ def check_models(
 
     Raises:
       ValueError: if their paths, ranks or dtypes differ, or if a leaf is not an array
-        of numbers. Shapes are compared where the spec is known, by
+        of numbers or of PRNG keys. Shapes are compared where the spec is known, by
         :meth:`PermutationSpec.validate`.
     """
     all_leaves = [path_leaves(model) for model in models]
@@ -102,7 +172,8 @@ def check_models(
             f"model {number} has other parameters than model 0",
             all_leaves[0],
             leaves,
-            "Merge models of one architecture.",
+            "Merge models of one architecture, and leave out what apply_fn does not "
+            "read (averages of the weights, optimiser states).",
         )
         for path, leaf in leaves.items():
             first = all_leaves[0][path]
@@ -115,19 +186,35 @@ def check_models(
     return all_leaves
 
 
+def check_leaf(path: str, leaf: Any, owner: str = "") -> None:
+    """Checks that a leaf is an array of real numbers, of truth values or of PRNG keys.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise ValueError(
+            f"parameter {path!r}{owner} is a {type(leaf).__name__}, not an array: pass "
+            "the arrays only (for instance nnx.split, eqx.partition)"
+        )
+    kinds = jnp.floating, jnp.integer, jnp.bool_, jax.dtypes.prng_key
+    if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
+        raise ValueError(
+            f"parameter {path!r}{owner} is of dtype {leaf.dtype}, but parameters are "
+            "real numbers (besides PRNG keys, counters and masks): pass complex ones "
+            "as their real and imaginary parts"
+        )
+
+
 def _check_arrays(number: int, leaves: Leaves) -> None:
     if not leaves:
         raise ValueError(f"model {number} has no parameters: pass its pytree of arrays")
     for path, leaf in leaves.items():
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise ValueError(
-                f"parameter {path!r} of model {number} is a {type(leaf).__name__}, not "
-                "an array: pass the arrays only (for instance nnx.split, eqx.partition)"
-            )
+        check_leaf(path, leaf, f" of model {number}")
 
 
 def _describe(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _hint(missing: list[str], extra: list[str]) -> str:

@@ -149,6 +149,8 @@ class Merger:
         """Matches the networks' units."""
         if method.sequential:
             return self.matched_sequentially(setting, recipe, stop_at)
+        if stop_at and self.spec.stop(stop_at).boundary is not None:
+            setting = self.reading_up_to(setting, stop_at)
         if method.allots:
             recipe = self.allotted(setting, recipe, stop_at)
         sweeps: list[zipjax.Sweep] = []
@@ -164,6 +166,17 @@ class Merger:
         if sweeps:
             self.sweeps.setdefault(method.title, sweeps)
         return assignments
+
+    def reading_up_to(self, setting: Setting, stop_at: int) -> Setting:
+        """Returns the networks with moments for a cut inside a residual stream."""
+        moments = zipjax.collect_moments(
+            self.runner.apply_fn,
+            setting.models,
+            self.spec,
+            self.runner.batches(setting.parents.calibration),
+            stop_at=stop_at,
+        )
+        return dataclasses.replace(setting, moments=moments)
 
     def matched_sequentially(
         self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None

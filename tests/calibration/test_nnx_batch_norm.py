@@ -23,6 +23,9 @@ EPSILON = 1e-5
          [("a/mean", "a/var"), ("b/mean", "b/var")]),
         (["bn/mean/value", "bn/var/value"], [("bn/mean/value", "bn/var/value")]),
         (["mean", "var"], [("mean", "var")]),
+        # Haiku.
+        (["bn/~/mean_ema/average", "bn/~/var_ema/average", "bn/~/mean_ema/counter"],
+         [("bn/~/mean_ema/average", "bn/~/var_ema/average")]),
         # One without the other, names further up, and parts of names.
         (["a/mean", "b/var"], []),
         (["mean/a/kernel", "var/a/kernel"], []),

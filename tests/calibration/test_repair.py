@@ -360,7 +360,7 @@ def wrong(name):
         ("no origin", "does not know how it was made"),
         ("models", r"'layers/2/b' has size 9"),
         ("one model", "made from 2 models, but these are 1"),
-        ("NaN model", r"'layers/0/w' are not finite"),
+        ("NaN model", r"'layers/0/w', .* of model 1 are not finite"),
     ],
 )
 def test_wrong_input(name, message):

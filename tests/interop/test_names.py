@@ -236,9 +236,45 @@ def test_buffers_are_ignored(state):
         np.testing.assert_array_equal(leaf, expected[path])
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "module.module.{}",
+    ],
+)
+def test_prefixes_of_wrapped_modules_are_ignored(state, wrap):
+    expected = path_leaves(to_flax(NET, state))
+    wrapped = {wrap.format(key): value for key, value in state.items()}
+    # As torch.optim.swa_utils.AveragedModel counts.
+    wrapped["n_averaged"] = np.zeros((), np.int64)
+    for path, leaf in path_leaves(to_flax(NET, wrapped)).items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+def test_compiled_parts_are_unwrapped(state):
+    expected = path_leaves(to_flax(NET, state))
+    wrapped = {
+        re.sub(r"^(layer1\.0|bn1)\.", r"\1._orig_mod.", key): value
+        for key, value in state.items()
+    }
+    assert set(wrapped) != set(state)
+    for path, leaf in path_leaves(to_flax(NET, wrapped)).items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+def test_two_networks_in_one_dictionary_are_refused(state):
+    both = state | {f"module.{key}": value for key, value in state.items()}
+    with pytest.raises(ValueError, match=r"'module\.\S+' is .* there is another"):
+        to_flax(NET, both)
+
+
 def test_variables_of_another_network_are_refused(state):
     params = {"params": to_flax(NET, state)["params"]}
-    with pytest.raises(ValueError, match=r"ResNet20: missing.*batch_stats/bn1/mean"):
+    with pytest.raises(ValueError, match=r"ResNet20: missing.*batch_stats/\* \(42"):
         from_flax(NET, params)
     group = resnet.ResNet20(outputs=3, width=0.25, groups=2)
     params["params"]["conv1"]["kernel"] = np.zeros((3, 3))

@@ -367,23 +367,6 @@ def test_three_levels_have_the_largest_sum(seed):
     np.testing.assert_array_equal(found[12:], best)
 
 
-def test_every_index_is_matched_on_its_own():
-    rng = np.random.default_rng(5)
-    indices, heads, size = (2, 3), 2, 3
-    keys = rng.uniform(-1, 1, (2, 6, heads * size, 2, 6, heads * size))
-    own = rng.uniform(-1, 1, (2, 6, heads, 2, 6, heads))
-    whole = Nest("h", heads, own.reshape(24, 24), (Nest("k", 3, keys.reshape(72, 72)),))
-    result = match_nest(whole, 2, matcher=match_align, indices=indices)
-    assert result["h"].shape == (2, 3, 4)
-    assert result["k"].shape == (2, 3, 2, 6)
-    for t, index in enumerate(itertools.product(range(2), range(3))):
-        leaf = Nest("k", size, keys[:, t, :, :, t].reshape(12, 12))
-        nest = Nest("h", heads, own[:, t, :, :, t].reshape(4, 4), (leaf,))
-        expected = match_nest(nest, 2, matcher=match_align)
-        for name in ("h", "k"):
-            np.testing.assert_array_equal(result[name][index], expected[name])
-
-
 def test_identity_needs_no_similarity_and_reads_none():
     for similarity in (None, random_similarity(0, 24)):
         nest = Nest("h", 3, None, (Nest("k", 4, similarity),))
@@ -411,7 +394,6 @@ LEAF = Nest("k", 2, np.zeros((8, 8)))
         (Nest("h", 2, np.full((4, 4), np.nan), (LEAF,)), {}, "'h' has 16 of 16"),
         (Nest("k", 2, None, (LEAF,)), {}, "'k' occurs twice"),
         (Nest("h", 0, None), {}, "'h' has size 0"),
-        (LEAF, {"indices": (0,)}, r"indices=\(0,\)"),
         (
             Nest("h", 2, np.eye(4)[[1, 0, 3, 2]], (LEAF,)),
             {"group_matcher": match_zip},

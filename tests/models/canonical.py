@@ -43,8 +43,10 @@ def canonical(spec: PermutationSpec) -> dict[str, Any]:
         "order": [names[name] for name in spec.perms],
         "spans": {names[name]: span for name, span in spec.spans.items()},
         "layers": spec.layers,
+        # Those inside streams are inferred only.
         "cuts": [
             (cut.layers, [names[name] for name in cut.perms], spec.trunk(cut.number))
             for cut in spec.cuts
+            if cut.boundary is None
         ],
     }

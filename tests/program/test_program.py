@@ -176,3 +176,50 @@ def test_programs_may_be_deeper_than_pythons_stack():
 def test_literals_evaluate_to_themselves():
     program = trace(lambda p, x: x, PARAMS, X)
     assert compute_values(program, PARAMS, [X], [Literal(7)]) == [7]
+
+
+def test_values_within_scans_are_stacked_over_the_iterations():
+    """Of nested scans, with the second one's rows reversed."""
+
+    def apply_fn(params, x):
+        def outer(h, w):
+            def inner(h, row):
+                h = jnp.tanh(h @ w) * row
+                return h, None
+
+            h, _ = jax.lax.scan(inner, h, jnp.arange(1.0, 3.0), reverse=True)
+            return h, None
+
+        return jax.lax.scan(outer, x, params["w"])[0]
+
+    params = {"w": images(3, (4, 4))}
+    x = images(2, (4,), seed=1)
+    program = trace(apply_fn, params, x)
+    (scan,) = (e for e in program.equations if e.primitive.name == "scan")
+    (inner,) = (e for e in scan.bodies[0].equations if e.primitive.name == "scan")
+    product = next(
+        e for e in inner.bodies[0].equations if e.primitive.name == "dot_general"
+    )
+    found, output = compute_values(
+        program, params, [x], [product.results[0], *program.outputs]
+    )
+    h, expected = x, np.empty((3, 2, 2, 4))
+    for k, w in enumerate(params["w"]):
+        for row in (1, 0):
+            expected[k, row] = h @ w
+            h = np.tanh(h @ w) * (1 + row)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(output, h, atol=1e-5)
+
+
+def test_what_leads_to_no_output_is_left_out_unless_it_has_effects():
+    seen = []
+
+    def apply_fn(params, x):
+        jnp.sin(x @ params["w"])
+        jax.debug.callback(seen.append, x)
+        return x + 1
+
+    program = trace(apply_fn, {"w": np.ones((3, 3), np.float32)}, images(2, (3,)))
+    names = [eqn.primitive.name for eqn in program.equations]
+    assert names == ["debug_callback", "add"]

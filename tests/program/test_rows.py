@@ -61,6 +61,20 @@ def test_rows_of_products(equation, shape):
     check_rows(apply_fn, w, x)
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (5, 3, 4)])
+def test_rows_of_transposed_kernels(shape):
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, *shape[1:]), shape)
+    )
+    axes = [*range(1, x.ndim)]
+    check_rows(
+        lambda p, x: jnp.tensordot(x, p["w"].T, (axes, [k - 1 for k in axes[::-1]])),
+        w,
+        x,
+    )
+
+
 def check_rows(apply_fn, w, x):
     layer = find_layers(trace(apply_fn, {"w": w}, x))["w"]
     matrix = kernel_matrix(layer, w)
@@ -73,6 +87,7 @@ def check_rows(apply_fn, w, x):
 
 def trace_value(apply_fn, w, x, layer):
     """The product as the equation itself computes it: einsum may transpose after it."""
+    w = w.transpose(layer.axes)
     operands = (w, x) if layer.side == 0 else (x, w)
     primitive = layer.equation.primitive
     return primitive.bind(*operands, **layer.equation.params)

@@ -299,7 +299,7 @@ MISFITS = {
     "widths": (
         [MODELS[0], changed("layers/1/b", jnp.zeros(6))],
         SPEC,
-        "axis 0 of parameter 'layers/1/b' has size 6",
+        r"'layers/1/b' has the shapes \[\[5\], \[6\]\]",
     ),
     "inputs": (
         [MODELS[0], changed("layers/0/w", jnp.zeros((4, 6)))],

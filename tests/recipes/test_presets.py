@@ -12,9 +12,9 @@ import pytest
 
 import zipjax
 from tests.models.catalog import TINY, Network
-from tests.networks import collect, images, randomise, relative_error
+from tests.networks import awake, collect, images, randomise, relative_error
 from zipjax.merging.matrices import model_matrices
-from zipjax.models import mlp, resnet, swin, vit
+from zipjax.models import resnet
 from zipjax.trees import from_leaves, path_leaves
 
 NETWORKS = {
@@ -69,18 +69,6 @@ def copies(name):
     found = case(name, models)
     assert all((moment.deviation() > 0).all() for moment in found.moments.values())
     return found
-
-
-def awake(net, model):
-    """Lifts what convolutions make above 0: dead units look all the same."""
-    if isinstance(net.model, mlp.MLP | vit.ViT | swin.Swin):
-        return model
-    leaves = path_leaves(model)
-    lift = {p: 3 if p.replace("bias", "scale") in leaves else 12 for p in leaves}
-    lifted = {p: x + lift[p] if p.endswith("bias") else x for p, x in leaves.items()}
-    model = from_leaves(lifted, model)
-    x = images(64, (net.side, net.side, 3))
-    return zipjax.reset_batch_stats(net.model.apply, model, [x])
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from tests.networks import (
     random_permutations,
     variables,
 )
+from tests.streams import INPUTS, copy_of, stream_apply, stream_params
 
 WIDTHS = (6, 12, 10, 8, 3)
 SPEC = dense_spec(WIDTHS)
@@ -139,6 +140,35 @@ def test_permuted_copies_are_put_in_order(recipe):
         first, second = np.split(found[perm], 2)
         np.testing.assert_array_equal(np.sort(first), np.arange(order.size))
         np.testing.assert_array_equal(second, first[order])
+
+
+@pytest.mark.parametrize("stop_at", [3, None])
+def test_streams_are_matched_block_by_block(stop_at):
+    """The stream at its first cut, then the units of a block at every further one."""
+    model, batches = stream_params(0), [images(90, (INPUTS,))]
+    spec = zipjax.infer_spec(stream_apply, model, batches[0])
+    copy, wanted = copy_of(model, spec, seed=1)
+    prefixes = []
+
+    def calibrate(merged):
+        prefixes.append(merged)
+        return merged
+
+    found = zipjax.match_sequential(
+        stream_apply,
+        [model, copy],
+        spec,
+        zipjax.permute(),
+        batches,
+        stop_at=stop_at,
+        calibrate=calibrate,
+        devices=DEVICES,
+    )
+    last = stop_at or len(spec.cuts)
+    assert list(found) == list(spec.stop(last).perms)
+    for perm, assignment in found.items():
+        np.testing.assert_array_equal(assignment, wanted[perm])
+    assert [set(m.trunk) for m in prefixes] == [spec.trunk(k) for k in range(1, last)]
 
 
 def test_models_of_several_specs_share_their_prefix():

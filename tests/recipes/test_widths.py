@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import zipjax
-from tests.networks import dense_apply, dense_params, dense_spec
+from tests.networks import dense_apply, dense_params, dense_spec, images
+from tests.streams import INPUTS, stream_apply, stream_params
 from zipjax.models import resnet
 from zipjax.recipes.widths import _loss
 
@@ -97,3 +98,32 @@ def test_groups_and_units_in_groups_are_not_resized():
     spec = resnet.spec(resnet.ResNet20(10, 0.5, groups=2, blocks=1))
     assert not any(map(spec.is_plain, spec.perms))
     assert all(map(SPEC.is_plain, SPEC.perms))
+
+
+def test_heads_after_a_cut_inside_a_stream_keep_their_widths():
+    models, x = [stream_params(seed) for seed in range(2)], images(60, (INPUTS,))
+    spec = zipjax.infer_spec(stream_apply, models[0], x)
+    moments = zipjax.collect_moments(stream_apply, models, spec, [x], stop_at=2)
+    one = 4 * 6 + 3 * 2 * 6 * 5 + 6 * 3
+    heads = 2 * (2 * 2 * 6 * 5 + 6 * 3)
+
+    def allot(multiplications):
+        return zipjax.allot_units(
+            stream_apply,
+            models,
+            spec,
+            zipjax.zipit(alpha=0.5),
+            x[:2],
+            moments=moments,
+            cost=multiplications / one,
+            stop_at=2,
+            steps=1,
+            smallest=1.0,
+        )
+
+    wide = 4 * 12 + 2 * 12 * 10 + heads
+    assert allot(wide + 0.5) == {"embed": 12, "blocks/0/up": 10}
+    narrow = 4 * 6 + 2 * 6 * 5 + heads
+    assert allot(narrow + 0.5) == {"embed": 6, "blocks/0/up": 5}
+    with pytest.raises(ValueError, match="the least widths"):
+        allot(narrow - 0.5)

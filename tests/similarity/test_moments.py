@@ -1,5 +1,6 @@
 """Moments against numpy in float64."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zipjax
 from tests.networks import relative_error
 from zipjax import Moments
 
@@ -180,3 +182,60 @@ def test_moments_are_a_pytree():
     moments = jax.jit(lambda m, x: m.update(x))(Moments.empty(3, "source"), samples)
     assert moments.source == "source"
     check(jax.tree.map(lambda leaf: leaf + 0, moments), samples)
+
+
+def within_places(places):
+    """Numpy's covariance of units around the mean that they have in each place."""
+    centred = [np.asarray(x, np.float64) - np.mean(x, 0, np.float64) for x in places]
+    joined = np.concatenate(centred)
+    return joined.T @ joined / len(joined)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_units_read_in_several_places_have_a_mean_in_each(batches):
+    places = [
+        samples_of(90, 4, mean=mean, seed=seed) for seed, mean in enumerate((0, 50))
+    ]
+    parts = zip(*(np.split(x, batches) for x in places), strict=True)
+    moments = functools.reduce(
+        Moments.merge, (Moments.pooled([Moments.of(x) for x in part]) for part in parts)
+    )
+    assert moments.mean.shape == (2, 4)
+    expected = within_places(places)
+    assert relative_error(moments.covariance(), expected) < 1e-5
+    deviation = np.sqrt(np.diag(expected))
+    correlation = expected / np.outer(deviation, deviation)
+    np.testing.assert_allclose(moments.correlation(), correlation, atol=1e-5)
+
+
+def test_places_may_have_different_numbers_of_samples():
+    places = [samples_of(50, 3, seed=1), samples_of(20, 3, mean=5, seed=2)]
+    moments = Moments.pooled([Moments.of(x) for x in places])
+    assert moments.count.tolist() == [50, 20]
+    assert relative_error(moments.covariance(), within_places(places)) < 1e-5
+
+
+def test_units_that_are_constant_here_are_told_apart_by_earlier_places():
+    """Units 1 to 4 are constant at the tap; 4 is constant everywhere, like 5."""
+    here, before = samples_of(200, 6, seed=3), samples_of(200, 6, seed=4)
+    here[:, 1:] = 0
+    before[:, 4:] = 0
+    moments = dataclasses.replace(Moments.of(here), earlier=Moments.of(before))
+    expected = np.eye(6)
+    expected[1:4, 1:4] = np.corrcoef(before[:, 1:4].T)
+    expected[4, 5] = expected[5, 4] = 1
+    np.testing.assert_allclose(moments.correlation(), expected, atol=1e-5)
+    # Where units vary, earlier places do not count.
+    alive = dataclasses.replace(moments, earlier=Moments.of(samples_of(200, 6)))
+    again = dataclasses.replace(Moments.of(samples_of(200, 6, seed=3)), earlier=alive)
+    np.testing.assert_allclose(
+        again.correlation(), np.corrcoef(samples_of(200, 6, seed=3).T), atol=1e-5
+    )
+
+
+def test_moments_of_the_elements_of_an_index_are_compared_each_on_its_own():
+    samples = np.stack([samples_of(60, 3, seed=seed) for seed in range(4)])
+    moments = jax.vmap(Moments.of)(samples)
+    found = zipjax.activation_similarity(moments)
+    expected = np.stack([np.corrcoef(x.T) for x in samples])
+    np.testing.assert_allclose(found, expected, atol=1e-5)

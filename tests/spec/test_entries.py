@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from zipjax import Axis, Fixed, Product, Sum
-from zipjax.spec.entries import axes_of, entry_from_json, entry_size, entry_to_json
+from zipjax import Axis, Family, Fixed, Product, Sum
+from zipjax.spec.entries import (
+    axes_of,
+    entry_from_json,
+    entry_size,
+    entry_to_json,
+    part_entries,
+)
 
 HEADS = Product((Axis("head", "out"), Axis("dim", "out")))
 NESTED = Sum((HEADS, Fixed(3), Product((Fixed(4), Axis("dim", "in")))))
@@ -57,3 +63,15 @@ def test_json_round_trip(entry):
 def test_what_is_no_entry_is_refused(data):
     with pytest.raises(ValueError, match="not an entry"):
         entry_from_json(data)
+
+
+def test_entries_of_a_part_of_a_stack():
+    first, second = Axis("a", "out"), Axis("b", "out")
+    # Two layers with one perm, one layer with another.
+    stack = Sum((Fixed(2), Fixed(1)))
+    entries = (None, stack, Axis("dim", "in"), Family(1, (first, second)))
+    found = [part_entries(entries, {1: position})[-1] for position in range(3)]
+    assert found == [first, first, second]
+    assert part_entries(entries, {1: 0}) == (None, Axis("dim", "in"), first)
+    assert part_entries(entries, {0: 3}) == (*entries[1:3], Family(0, (first, second)))
+    assert part_entries(entries, {}) == entries

@@ -102,9 +102,84 @@ def test_constant_parameters_verify_nothing(value, key):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_parameters_that_are_not_finite_verify_nothing(value, key):
-    with pytest.raises(SpecError, match="not finite"):
-        verify(SPEC.entries, key, constant(PARAMS, value))
+def test_parameters_that_are_not_finite_are_named(value, key):
+    params = jax.tree.map(np.array, PARAMS)
+    params["layers"][1]["b"][2] = value
+    with pytest.raises(SpecError, match=r"\['layers/1/b'\] are not finite"):
+        verify(SPEC.entries, key, params)
+
+
+def test_inputs_that_are_not_finite_verify_nothing(key):
+    with pytest.raises(SpecError, match=r"outputs are .* not finite.*inputs for NaN"):
+        zipjax.verify_spec(dense_apply, PARAMS, SPEC, X * np.nan, key=key)
+
+
+def test_a_spec_without_perms_verifies_nothing(key):
+    def training(params, x):
+        """Returns what it should not: hidden values beside the outputs."""
+        return dense_apply(params, x), [x @ params["layers"][0]["w"]]
+
+    params = dense_params((3, 6, 4), 0)
+    spec = zipjax.infer_spec(training, params, X)
+    assert not spec.perms
+    with pytest.raises(SpecError, match=r"no perms.*evaluation mode.*outputs only"):
+        zipjax.verify_spec(training, params, spec, X, key=key)
+
+
+# In half precision, sums in another order are other sums.
+HALVES = (jnp.float16, jnp.bfloat16)
+
+
+def half(tree, dtype):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_is_verified_in_float32(dtype, key):
+    params, x = half((PARAMS, X), dtype)
+    error = zipjax.verify_spec(dense_apply, params, SPEC, x, key=key)
+    assert error < 1e-6
+    entries = {**SPEC.entries, "layers/0/b": (None,)}
+    spec = PermutationSpec(entries, SPEC.perms)
+    with pytest.raises(SpecError, match=r"tolerance 1e-05"):
+        zipjax.verify_spec(dense_apply, params, spec, x, key=key)
+
+
+WIDE = (3, 300, 300, 4)
+WIDE_PARAMS, WIDE_SPEC = dense_params(WIDE, 0), dense_spec(WIDE)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_tolerance_follows_the_dtype_that_the_function_computes_in(
+    dtype, mutation, key
+):
+    def apply_fn(params, x):
+        return dense_apply(half(params, dtype), x.astype(dtype)).astype(jnp.float32)
+
+    # Exactly in half precision, so that nothing but the sums is rounded.
+    params = half(half(WIDE_PARAMS, dtype), jnp.float32)
+    x = images(64, (3,))
+    error = zipjax.verify_spec(apply_fn, params, WIDE_SPEC, x, key=key)
+    limit = 4 * float(jnp.finfo(dtype).eps)
+    assert error < limit
+    spec = PermutationSpec(
+        {**WIDE_SPEC.entries, **MUTATIONS[mutation]}, WIDE_SPEC.perms
+    )
+    with pytest.raises(SpecError, match=rf"tolerance {limit:.3g}"):
+        zipjax.verify_spec(apply_fn, params, spec, x, key=key)
+
+
+def test_functions_that_insist_on_a_dtype(key):
+    """A kernel of the function's own has the parameters' dtype."""
+    own = half(np.eye(3), jnp.bfloat16)
+
+    def apply_fn(params, x):
+        return dense_apply(params, jax.lax.dot(x, own))
+
+    params, x = half((PARAMS, X), jnp.bfloat16)
+    error = zipjax.verify_spec(apply_fn, params, SPEC, x, key=key)
+    assert error < 4 * float(jnp.finfo(jnp.bfloat16).eps)
 
 
 def test_the_tolerance_decides(key):

@@ -91,10 +91,31 @@ def test_closing_over_parameters_is_refused() -> None:
         infer_spec(lambda p, x: _linear({**p, "w": PARAMS["w"]}, x), PARAMS, X)
 
 
-@pytest.mark.parametrize("leaf", [np.ones(3, np.int32), 3, "name", np.ones(3, bool)])
+@pytest.mark.parametrize("leaf", [3.5, "name", np.array(["name"]), np.ones(3, complex)])
 def test_leaves_that_are_no_parameters_are_refused(leaf: Any) -> None:
-    with pytest.raises(ValueError, match=r"parameter 'count'"):
+    with pytest.raises(ValueError, match=r"parameter 'count' is .*: pass"):
         infer_spec(_linear, {**PARAMS, "count": leaf}, X)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [3, True, np.int32(3), np.ones(7, bool), jax.random.key(0), jax.random.PRNGKey(0)],
+)
+def test_counters_masks_and_keys_belong_to_no_perm(leaf: Any) -> None:
+    spec = infer_spec(_linear, {**PARAMS, "extra": leaf}, X)
+    assert spec.entries["extra"] == (None,) * np.ndim(leaf)
+    assert spec.unread == {"extra"}
+    assert spec.sizes == {"w": 7}
+
+
+def test_a_mask_freezes_what_it_is_applied_to() -> None:
+    def masked(params: dict[str, Any], x: jax.Array) -> jax.Array:
+        return _linear({**params, "w": params["w"] * params["mask"]}, x)
+
+    spec = infer_spec(masked, {**PARAMS, "mask": np.ones((5, 7), bool)}, X)
+    assert not spec.perms
+    assert not spec.unread
+    assert "w[1]: no floating-point numbers" in explain(spec)
 
 
 def test_wrong_inputs_are_refused() -> None:

@@ -45,7 +45,8 @@ def test_equals_the_declared_spec_up_to_names(name: str) -> None:
     inferred, declared = infer_spec(model.apply, _shapes(model, x), x), declare(model)
     assert _renamed(inferred) == _renamed(declared)
     assert inferred.layers == declared.layers
-    assert [cut.layers for cut in inferred.cuts] == [c.layers for c in declared.cuts]
+    closed = [cut for cut in inferred.cuts if cut.boundary is None]
+    assert [cut.layers for cut in closed] == [cut.layers for cut in declared.cuts]
     assert list(inferred.spans.values()) == list(declared.spans.values())
 
 
@@ -174,16 +175,19 @@ def test_taps_read_units_before_their_last_consumer() -> None:
     result = infer(case.apply_fn, case.params, *case.inputs)
     assert set(result.taps) == set(result.spec.perms)
     shapes = {
-        name: result.program.avals[taps[0].value].shape
-        for name, taps in result.taps.items()
+        name: result.program.avals[reads.last[0].value].shape
+        for name, reads in result.taps.items()
     }
-    # The stream before the mean over tokens; the heads as the output layer reads them.
+    # The stream before the mean over tokens; the heads where no units of theirs lie, in
+    # the attention from 4 tokens to 4.
     assert shapes["params/Conv_0"] == (2, 4, vits.WIDTH)
     heads = "params/MultiHeadDotProductAttention_0/query"
-    assert shapes[heads] == (2, 4, vits.HEADS, vits.HEAD_DIM)
+    assert shapes[heads] == (2, vits.HEADS, 4, 4)
+    values = "params/MultiHeadDotProductAttention_0/value"
+    assert shapes[values] == (2, 4, vits.HEADS, vits.HEAD_DIM)
     inner = Axis(f"{heads}.2", "out")
     # Queries and keys are compared both.
-    queries, keys = result.taps[f"{heads}.2"]
+    queries, keys = result.taps[f"{heads}.2"].last
     assert queries.value != keys.value
     for tap in (queries, keys):
         assert tap.entries == (None, None, Axis(heads, "out"), inner)

@@ -34,9 +34,19 @@ def test_prints_one_row_a_perm_and_the_cuts(capsys: pytest.CaptureFixture) -> No
     table, _, rest = capsys.readouterr().out.partition("\n\n")
     rows = [line for line in table.splitlines()[1:] if not line.startswith("===")]
     assert len(rows) == 12
-    assert [x for x in table.splitlines() if x.startswith("===")] == [
-        f"=== cut {number}: {layers} of 20 layers" for number, layers in CUTS.items()
-    ]
+    cuts = [x for x in table.splitlines() if x.startswith("===")]
+    # After the stem and every block; closed after every stage, dotted otherwise.
+    assert [int(x.split()[3]) for x in cuts] == list(range(1, 21, 2))
+    closed = [x.partition(": ")[2] for x in cuts if "inside" not in x]
+    assert closed == [f"{layers} of 20 layers" for layers in CUTS.values()]
+    assert cuts[4].endswith(
+        "9 of 20 layers, after params/layer2_0/conv2/kernel, "
+        "inside params/layer2_0/conv2"
+    )
+    # A cut comes before the first perm that ends behind it.
+    lines = table.splitlines()
+    assert lines.index(cuts[0]) == 1
+    assert lines[lines.index(cuts[3]) - 1].split()[:2] == ["4", "params/conv1"]
     assert rows[0].split()[:6] == [
         *("1", "params/layer1_0/conv1", "16", "2", "6", ".#.................."),
     ]
@@ -46,7 +56,8 @@ def test_prints_one_row_a_perm_and_the_cuts(capsys: pytest.CaptureFixture) -> No
 
 
 def test_nested_perms_name_their_groups(vit: PermutationSpec) -> None:
-    rows = [line.split() for line in inspect.table(vit).splitlines()[1:]]
+    lines = inspect.table(vit).splitlines()[1:]
+    rows = [line.split() for line in lines if not line.startswith("===")]
     heads, first, second = rows[:3]
     assert heads[2:4] == ["4", "2"]  # No groups; the second layer.
     assert first[2:4] == second[2:4] == ["4x6", heads[0]]
@@ -74,10 +85,19 @@ def test_picture_shows_spans_and_cuts() -> None:
     ]
     lines = [float(line.get_xdata()[0]) - 0.5 for line in axes.lines]
     assert lines == list(CUTS.values())
+    assert {line.get_linestyle() for line in axes.lines} == {"--"}
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [f"{name}  {size}" for name, size in spec.sizes.items()]
     assert axes.get_xlim() == (0.5, 20.5)
+
+
+def test_picture_shows_cuts_inside_streams_as_dotted_lines(
+    vit: PermutationSpec,
+) -> None:
+    (axes,) = inspect.draw(vit).axes
+    styles = [line.get_linestyle() for line in axes.lines]
+    assert styles == [":"] * 6 + ["--"]
 
 
 def test_picture_tells_nested_perms_apart(vit: PermutationSpec) -> None:

@@ -17,9 +17,10 @@ from tests.networks import (
     relative_error,
     variables,
 )
-from zipjax import Axis, Perm, PermutationSpec, Sum
+from tests.zoo.stacks import CASES
+from zipjax import Axis, Perm, PermutationSpec, Sum, collect_moments, infer_spec
 from zipjax.program.program import trace
-from zipjax.similarity.collecting import tapped_units
+from zipjax.similarity.activations import activations
 from zipjax.tracing.taps import find_taps
 
 
@@ -32,8 +33,13 @@ def relu(x):
 
 
 def units(apply_fn, params, spec, *inputs):
-    found = tapped_units(apply_fn, params, spec, inputs)
-    return {perm: np.asarray(x) for perm, x in found.items()}
+    """Units at the last consumers, ``[samples, units]``."""
+    found = activations(apply_fn, params, spec, inputs)
+    return {perm: stacked(read.last) for perm, read in found.items()}
+
+
+def stacked(places):
+    return np.concatenate([np.reshape(x, (-1, x.shape[-1])) for x in places])
 
 
 def test_taps_are_behind_the_relu():
@@ -79,6 +85,10 @@ def test_the_tap_of_a_stream_is_behind_the_last_residual_sum():
     np.testing.assert_allclose(found["h"], hidden, atol=1e-6)
     last = np.tanh(stream + hidden @ w["down"])
     np.testing.assert_allclose(found["s"], last, atol=1e-6)
+    # Its earlier consumer reads it before the sum; the hidden units have but one.
+    read = activations(residual, params, RESIDUAL, (x,))
+    np.testing.assert_allclose(stacked(read["s"].earlier), stream, atol=1e-6)
+    assert read["h"].earlier == []
 
 
 def global_mean(x):
@@ -268,28 +278,79 @@ def test_parameters_are_followed_through_changes_of_layout(name):
     assert relative_error(found, expected) < (1e-3 if name == "cast" else 1e-6)
 
 
-def test_a_perm_that_no_product_consumes_is_named():
+def test_a_perm_that_no_product_consumes_is_read_where_it_lies():
     spec = PermutationSpec(
         {"w": (None, Axis("h", "out")), "scale": (Axis("h", "in"),)}, {"h": Perm(5)}
     )
-    program = trace(
-        lambda p, x: (x @ p["w"]) * p["scale"],
-        {"w": shape(3, 5), "scale": shape(5)},
-        shape(2, 3),
-    )
-    with pytest.raises(ValueError, match=r"no tap .*\['h'\].*'w', 'scale'.*roles"):
-        find_taps(program, spec)
+    params, x = randomise({"w": shape(3, 5), "scale": shape(5)}, 0), images(4, (3,))
+
+    def apply_fn(params, x):
+        return (x @ params["w"]) * params["scale"]
+
+    found = units(apply_fn, params, spec, x)["h"]
+    np.testing.assert_allclose(found, apply_fn(params, x), atol=1e-6)
 
 
-def test_a_consumer_that_the_function_never_uses_is_named():
-    program = trace(
-        lambda p, x: x @ p["w"],
-        {"w": shape(3, 5), "head": shape(5, 2)},
-        shape(2, 3),
-    )
+def test_a_perm_of_parameters_alone_has_no_tap():
     spec = PermutationSpec(
-        {"w": (None, Axis("h", "out")), "head": (Axis("h", "in"), None)},
-        {"h": Perm(5)},
+        {"v": (None, Axis("h", "out")), "w": (Axis("h", "in"), None)}, {"h": Perm(5)}
     )
-    with pytest.raises(ValueError, match="no tap was found"):
-        find_taps(program, spec)
+    program = trace(
+        lambda p, x: x * (p["v"] @ p["w"]), {"v": shape(1, 5), "w": shape(5, 3)}, X
+    )
+    assert find_taps(program, spec) == {}
+
+
+X = shape(2, 3)
+
+
+def grouped_attention(params, x):
+    """Two value heads, each read by three query heads; sums instead of softmax."""
+    values = jnp.einsum("btc,chd->bthd", x, params["value"])
+    queries = jnp.einsum("btc,chg->bthg", x, params["query"])
+    read = jnp.einsum("bthg,bshd->bthgd", queries, values)
+    return jnp.einsum("bthgd,hgdc->btc", jnp.tanh(read), params["out"])
+
+
+def test_units_beside_those_of_another_perm_are_read_elsewhere():
+    shapes = {
+        "value": shape(4, 2, 5),
+        "query": shape(4, 2, 3),
+        "out": shape(2, 3, 5, 4),
+    }
+    params, x = randomise(shapes, 0), images(6, (3, 4))
+    spec = infer_spec(grouped_attention, params, x)
+    heads, inner, group = spec.perms
+    assert spec.sizes == {heads: 2, inner: 5, group: 3}
+    found = units(grouped_attention, params, spec, x)
+    # Where they are consumed lie three queries for each, in an order of their own.
+    values = np.einsum("btc,chd->bthd", x, np.asarray(params["value"], np.float64))
+    np.testing.assert_allclose(found[inner], values.reshape(-1, 10), atol=1e-5)
+    queries = np.einsum("btc,chg->bthg", x, np.asarray(params["query"], np.float64))
+    np.testing.assert_allclose(found[group], queries.reshape(-1, 6), atol=1e-5)
+
+
+def token_mixing_moments(seed):
+    case = CASES["token-mixing"]()
+    order = np.random.default_rng(seed).permutation(6)
+    w, o = np.asarray(case.params["w"]), np.asarray(case.params["o"])
+    copy = {**case.params, "w": w[:, order], "o": o[order]}
+    spec = infer_spec(case.apply_fn, case.params, *case.inputs)
+    x = images(64, (4, 5))
+    moments = collect_moments(case.apply_fn, [case.params, copy], spec, [x])
+    return case, spec, x, moments
+
+
+def test_units_whose_only_samples_are_other_units_are_averaged_over_these():
+    """Token mixing: the hidden units, of which only channels are permuted here."""
+    case, _, x, moments = token_mixing_moments(0)
+    w, u = (np.asarray(case.params[k], np.float64) for k in ("w", "u"))
+    t = relu(np.einsum("btc,th->bch", x @ w, u))
+    mean, square = t.mean(1), np.sqrt((t**2).mean(1))
+    centred = np.concatenate([mean - mean.mean(0), square - square.mean(0)])
+    covariance = centred.T @ centred / len(centred)
+    deviation = np.sqrt(np.diag(covariance))
+    expected = covariance / np.outer(deviation, deviation)
+    found = np.asarray(moments["u"].correlation())
+    np.testing.assert_allclose(found, np.tile(expected, (2, 2)), atol=1e-5)
+    np.testing.assert_allclose(np.diag(found[:7, 7:]), 1, atol=1e-6)

@@ -5,7 +5,6 @@ Averaging two networks shrinks the variance of units that are not perfectly corr
 wrong until they are reset.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -17,14 +16,21 @@ import numpy as np
 
 from zipjax.batches import InputsOf, input_batches, plain_average
 from zipjax.merging.each import OneOrEach, each, one_or_each
-from zipjax.merging.merged import Merged, heads_of
-from zipjax.program.parameter_views import parameter_views
+from zipjax.merging.merged import functions_of, with_leaves
+from zipjax.program.dependence import read_parameters
+from zipjax.program.norms import Norm, Norms, Statistic, find_norms
 from zipjax.program.program import Derived, Program, ValueId, compute_values, trace
-from zipjax.trees import from_leaves, path_leaves, running_stats
+from zipjax.trees import path_leaves, running_stats, summary
 from zipjax.types import ApplyFn, Array, Leaves, PyTree
 
 Model = TypeVar("Model")
-StatsPaths = Callable[[Iterable[str]], list[tuple[str, str]]]
+StatsPaths = Callable[[Iterable[str]], Iterable[tuple[str, str]]]
+Pairs = tuple[tuple[str, str], ...]
+
+_REMEDY = (
+    "Pass the apply_fn of evaluation mode; or name the statistics yourself, "
+    'stats=lambda paths: [("bn/mean", "bn/var"), ...]'
+)
 
 
 def reset_batch_stats(
@@ -33,14 +39,17 @@ def reset_batch_stats(
     batches: Iterable[Any],
     *,
     inputs_of: InputsOf | None = None,
-    stats: StatsPaths = running_stats,
+    stats: StatsPaths | None = None,
     ddof: int = 0,
 ) -> Model:
     """Re-estimates the BatchNorm means and variances of a model.
 
     Every batch is normalised by its own statistics, as in training; the new ones are
-    their plain averages over the batches. ``apply_fn`` stays in evaluation mode: the
-    statistics are read where the traced network subtracts the running mean.
+    their plain averages over the batches. ``apply_fn`` stays in evaluation mode: norms
+    are found in the traced network, in any framework, as a mean that is subtracted
+    beside a variance whose root divides. Statistics of any shape keep their axes, and
+    are taken over all others. A norm that is applied at several places gets those of
+    the first.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; a sequence with one
@@ -49,8 +58,8 @@ def reset_batch_stats(
       batches: an iterable of batches.
       inputs_of: maps a batch to the inputs of ``apply_fn``; by default it is its own
         input.
-      stats: finds the paths of the running means and variances; by default, those of
-        Linen and NNX by their names.
+      stats: maps all parameters' paths to those of the running means and variances, as
+        pairs; by default they are found.
       ddof: 1 stores variances divided by the number of samples less one, as PyTorch
         does; batches are normalised by the plain ones in either case.
 
@@ -58,80 +67,69 @@ def reset_batch_stats(
       A new model of the same kind; without BatchNorm, an equal one.
 
     Raises:
-      ValueError: if there are no batches, if one is empty or holds NaN, or if a
-        running mean is not found in the traced network.
+      ValueError: if there are no batches, if one is empty or holds NaN, or if there are
+        statistics, by name or by what is computed with them, for which no norm is found
+        in the traced network.
     """
-    heads = heads_of(model)
-    functions = one_or_each(each(apply_fn, len(heads), "functions"))
-    pairs = tuple(tuple(stats(path_leaves(head))) for head in heads)
-    if not any(pairs):
-        return model
+    calls, heads = zip(*functions_of(apply_fn, model), strict=True)
+    functions = one_or_each(calls)
+    pairs = None if stats is None else tuple(_pairs(stats, head) for head in heads)
     means = plain_average(
-        _batch_statistics(functions, pairs, ddof, heads, arrays)
+        _batch_statistics(functions, pairs, ddof, list(heads), arrays)
         for arrays in input_batches(batches, inputs_of)
     )
-    return _replaced(model, means)
+    leaves = [
+        _updated(path_leaves(x), new) for x, new in zip(heads, means, strict=True)
+    ]
+    return with_leaves(model, leaves)
 
 
-def _replaced(model: Any, means: list[dict[str, np.ndarray]]) -> Any:
-    """Returns the model with new statistics; a trunk's are the same for every head."""
+def _pairs(stats: StatsPaths, head: PyTree) -> Pairs:
+    return tuple((mean, variance) for mean, variance in stats(path_leaves(head)))
 
-    def update(leaves: Leaves, new: Leaves) -> dict[str, Any]:
-        return {
-            path: jnp.asarray(new[path], leaf.dtype) if path in new else leaf
-            for path, leaf in leaves.items()
-        }
 
-    if isinstance(model, Merged):
-        trunk = update(model.trunk, means[0])
-        heads = tuple(map(update, model.heads, means))
-        return dataclasses.replace(model, trunk=trunk, heads=heads)
-    return from_leaves(update(path_leaves(model), means[0]), model)
+def _updated(leaves: Leaves, new: Leaves) -> dict[str, Any]:
+    return {
+        path: jnp.asarray(new[path], leaf.dtype) if path in new else leaf
+        for path, leaf in leaves.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _batch_statistics(
     apply_fn: OneOrEach[ApplyFn],
-    pairs: tuple[tuple[tuple[str, str], ...], ...],
+    pairs: tuple[Pairs, ...] | None,
     ddof: int,
     heads: list[PyTree],
     arrays: tuple[Any, ...],
 ) -> list[dict[str, Array]]:
     """Returns one batch's means and variances by path, one mapping per head."""
     functions = each(apply_fn, len(heads), "functions")
+    chosen = (None,) * len(heads) if pairs is None else pairs
     return [
         _head_statistics(function, own, ddof, head, arrays)
-        for function, own, head in zip(functions, pairs, heads, strict=True)
+        for function, own, head in zip(functions, chosen, heads, strict=True)
     ]
 
 
 def _head_statistics(
     apply_fn: ApplyFn,
-    pairs: tuple[tuple[str, str], ...],
+    pairs: Pairs | None,
     ddof: int,
     params: PyTree,
     arrays: tuple[Any, ...],
 ) -> dict[str, Array]:
     program = trace(apply_fn, params, *arrays)
-    sources = _normalised(program)
+    norms = _found(program) if pairs is None else _named(program, pairs)
     rules: dict[ValueId, Derived] = {}
     corrections: dict[str, float] = {}
-    for mean_path, var_path in pairs:
-        if mean_path not in sources:
-            raise ValueError(
-                f"the running mean {mean_path!r} is subtracted from nothing in the "
-                "traced network: pass the apply_fn of evaluation mode"
-            )
-        source, axes = sources[mean_path]
-        for path, statistic in ((mean_path, jnp.mean), (var_path, jnp.var)):
-            number = program.params[path]
-            rule = functools.partial(
-                _reduce, statistic, axes, program.avals[number].dtype
-            )
-            rules[number] = Derived((source,), rule)
-        samples = math.prod(program.avals[source].shape[k] for k in axes)
-        corrections[var_path] = samples / (samples - ddof)
-    paths = [path for pair in pairs for path in pair]
+    for norm in norms:
+        rules |= _rules(program, norm)
+        shape = program.avals[norm.centre.source].shape
+        kept = [k is not None for k in norm.centre.axes]
+        samples = math.prod(n for n, own in zip(shape, kept, strict=True) if not own)
+        corrections[norm.variance.path] = samples / (samples - ddof)
+    paths = [x.path for norm in norms for x in (norm.centre.mean, norm.variance)]
     flat = jax.tree_util.tree_leaves(arrays)
     wanted = [program.params[path] for path in paths]
     values = compute_values(program, path_leaves(params), flat, wanted, rules)
@@ -141,21 +139,63 @@ def _head_statistics(
     }
 
 
-def _normalised(program: Program) -> dict[str, tuple[ValueId, tuple[int, ...]]]:
-    """Finds the values from which parameters are subtracted, with their sample axes."""
-    views = parameter_views(program)
-    sources: dict[str, tuple[ValueId, tuple[int, ...]]] = {}
-    for eqn in program.equations:
-        if eqn.primitive.name == "sub":
-            source, mean = eqn.operands
-            view = views.get(mean) if isinstance(mean, ValueId) else None
-            if view is not None and isinstance(source, ValueId):
-                axes = tuple(k for k, axis in enumerate(view.axes) if axis is None)
-                sources.setdefault(view.path, (source, axes))
-    return sources
+def _found(program: Program) -> tuple[Norm, ...]:
+    """Returns the norms of a program, after checking that none is overlooked."""
+    norms, read = find_norms(program), read_parameters(program)
+    known = {x.variance.path for x in norms.norms}
+    known |= {x.centre.mean.path for x in norms.norms}
+    named = running_stats(program.params)
+    # Statistics that are not read, such as an unused branch's, change nothing; but if
+    # none at all are found, the function is most likely in training mode.
+    missed = {p for pair in named for p in pair if p in read or not known} - known
+    missed |= (norms.roots & read) - known
+    if missed:
+        raise ValueError(
+            f"{summary(missed)} look like running statistics, but are subtracted from "
+            f"nothing, or divide nothing, in the traced network. {_REMEDY}"
+        )
+    return norms.norms
 
 
-def _reduce(
-    statistic: Callable[..., Array], axes: tuple[int, ...], dtype: Any, x: Array
+def _named(program: Program, pairs: Pairs) -> tuple[Norm, ...]:
+    """Returns the norms whose statistics have these paths."""
+    found: Norms = find_norms(program)
+    known = {norm.centre.mean.path: norm for norm in found.norms}
+    for path, _ in pairs:
+        if path not in found.centres:
+            raise ValueError(
+                f"the running mean {path!r} is subtracted from nothing in the traced "
+                "network: pass the apply_fn of evaluation mode"
+            )
+    return tuple(
+        known[mean]
+        if mean in known and known[mean].variance.path == variance
+        else Norm(found.centres[mean], Statistic(variance))
+        for mean, variance in pairs
+    )
+
+
+def _rules(program: Program, norm: Norm) -> dict[ValueId, Derived]:
+    """Returns rules by which a norm's parameters are those of its batch."""
+    source, axes = norm.centre.source, norm.centre.axes
+    rules = {}
+    for own, function in ((norm.centre.mean, jnp.mean), (norm.variance, jnp.var)):
+        number = program.params[own.path]
+        rule = functools.partial(_measured, function, axes, program.avals[number])
+        divisors = () if own.divisor is None else (own.divisor,)
+        rules[number] = Derived((source, *divisors), rule)
+    return rules
+
+
+def _measured(
+    function: Callable[..., Array],
+    axes: tuple[int | None, ...],
+    like: Any,
+    x: Array,
+    divisor: Any = 1,
 ) -> Array:
-    return statistic(x.astype(jnp.float32), axes).astype(dtype)
+    """Returns a statistic of a value, as a parameter of the shape of ``like``."""
+    samples = tuple(k for k, axis in enumerate(axes) if axis is None)
+    order = np.argsort([axis for axis in axes if axis is not None])
+    measured = function(x.astype(jnp.float32), samples).transpose(order)
+    return (measured.reshape(like.shape) * divisor).astype(like.dtype)

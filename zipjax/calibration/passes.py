@@ -2,22 +2,20 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zipjax.program.layers import Layer, find_layers, live_values
+from zipjax.program.layers import Layer, find_layers, left_kernels, live_values
 from zipjax.program.program import Program, ValueId, compute_values, trace
+from zipjax.program.signatures import Signature, abstract, signature_of
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, Leaves, PyTree
 
 Values: TypeAlias = list[Any]
 Step: TypeAlias = Callable[[Leaves, Values], Values]
-Signature: TypeAlias = Any
-"""Structure, shapes and dtypes of a batch's inputs, or of parameters; hashable."""
 
 
 class TracedNetwork:
@@ -35,7 +33,7 @@ class TracedNetwork:
     def program(self, signature: Signature) -> Program:
         """Returns the program for batches with a signature."""
         if signature not in self._programs:
-            params, inputs = _abstract(self._params_signature), _abstract(signature)
+            params, inputs = abstract(self._params_signature), abstract(signature)
             self._programs[signature] = trace(self._apply_fn, params, *inputs)
         return self._programs[signature]
 
@@ -68,24 +66,12 @@ def traced_network(apply_fn: ApplyFn, params: PyTree) -> TracedNetwork:
       apply_fn: ``apply_fn(params, *inputs)``; must be hashable.
       params: parameter pytree; only its structure, shapes and dtypes matter.
     """
-    return _traced_network(apply_fn, _signature(params))
+    return _traced_network(apply_fn, signature_of(params))
 
 
 @functools.lru_cache(maxsize=16)
 def _traced_network(apply_fn: ApplyFn, params_signature: Signature) -> TracedNetwork:
     return TracedNetwork(apply_fn, params_signature)
-
-
-def _signature(tree: PyTree) -> Signature:
-    leaves, structure = jax.tree_util.tree_flatten(tree)
-    shapes = tuple((np.shape(x), jnp.result_type(x).name) for x in leaves)
-    return structure, shapes
-
-
-def _abstract(signature: Signature) -> PyTree:
-    structure, shapes = signature
-    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    return jax.tree_util.tree_unflatten(structure, leaves)
 
 
 class Pass:
@@ -103,7 +89,7 @@ class Pass:
     ) -> None:
         self.leaves = path_leaves(model)
         self._network = network
-        self._signatures = [_signature(batch) for batch in data]
+        self._signatures = [signature_of(batch) for batch in data]
         self._values: list[Values] = [
             jax.device_get(jax.tree_util.tree_leaves(batch)) for batch in data
         ]
@@ -118,6 +104,10 @@ class Pass:
     def layers(self, batch: int = 0) -> dict[str, Layer]:
         """Returns the layers by kernel, in program order, as a batch sees them."""
         return self._network.layers(self._signatures[batch])
+
+    def left(self, layers: Iterable[Layer]) -> list[str]:
+        """Returns the paths of all kernels that these layers do not cover."""
+        return left_kernels(self._program, layers)
 
     def returns(self, kernel: str) -> bool:
         """Returns whether a layer's value is all that the network returns."""

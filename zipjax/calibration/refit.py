@@ -7,7 +7,8 @@ networks map theirs to. The refit does, by least squares, layer after layer.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from zipjax.batches import InputsOf, input_batches
@@ -16,12 +17,15 @@ from zipjax.calibration.solve import solve_layer
 from zipjax.calibration.targets import MergedTarget, Target, as_target, first_rows
 from zipjax.calibration.unit_statistics import stat_shape, unit_entries
 from zipjax.merging.matrices import model_matrices
-from zipjax.merging.merged import Merged, known_origin
+from zipjax.merging.merged import Merged, functions_of, known_origin, with_leaves
 from zipjax.merging.networks import Networks
 from zipjax.merging.weights import Matrices, interpolation_shares
 from zipjax.program.layers import Layer
 from zipjax.spec.entries import axes_of
-from zipjax.types import ApplyFn, Array, PyTree
+from zipjax.trees import summary
+from zipjax.types import AnyArray, ApplyFn, PyTree
+
+_log = logging.getLogger(__name__)
 
 
 def refit(
@@ -56,7 +60,9 @@ def refit(
 
     Normalisation layers stay as they are: their running statistics, scales and all but
     one bias keep their values, and the solution is written into the kernel and the last
-    bias. So call ``reset_batch_stats`` before a refit, never after it.
+    bias. So call ``reset_batch_stats`` before a refit, never after it. Kernels that are
+    read twice, computed from other parameters, or read in loops or in groups are left
+    as they are; a warning names them.
 
     Where a kernel produces more than units, such as queries, keys and values in heads,
     M h is h merged as the layer's bias would be.
@@ -90,30 +96,52 @@ def refit(
     """
     _check_one_function(merged)
     networks = Networks.parents_of(merged, models)
+    networks.check_finite()
     data = list(input_batches(batches, inputs_of))
     origin = known_origin(merged)
     matrices = model_matrices(origin.assignments, networks.spec, len(networks))
-    shares = interpolation_shares(origin.weights, len(networks))
+    shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
     solve = functools.partial(solve_layer, ridge=ridge, sweeps=sweeps)
     parents = [_start(apply_fn, tree, data) for tree in networks.trees]
 
-    current = _start(apply_fn, merged.params(), data)
-    for kernel in [kernel for kernel in current.layers() if kernel in merged.trunk]:
-        layer = parents[0].layers()[kernel]
-        target: Target = _merged_target(layer, networks, matrices, shares)
-        if outputs is not None and current.returns(kernel):
+    done: list[Layer] = []
+    current = _start(*functions_of(apply_fn, merged)[0], data)
+    for name in _common_layers(current, parents[0], merged.trunk):
+        layer = parents[0].layers()[name]
+        target = _merged_target(layer, networks, matrices, shares[layer.kernel])
+        if outputs is not None and current.returns(name):
             target = as_target(outputs)
-        solve(current, parents, kernel, target)
+        if target is not None and solve(current, parents, name, target):
+            done.append(layer)
+    left = merged.trunk.keys() & current.left(done)
     trunk = {path: current.leaves[path] for path in merged.trunk}
     new = dataclasses.replace(merged, trunk=trunk)
-    own = [dict(head) for head in new.heads]
-    for number, head in enumerate(own if heads else []):
-        current = _start(apply_fn, new.params(number), data)
+    found = []
+    for number, head in enumerate(new.heads if heads else ()):
+        current = _start(*functions_of(apply_fn, new)[number], data)
         parent = _start(apply_fn, networks.trees[number], data)
-        for kernel in [kernel for kernel in current.layers() if kernel in head]:
-            solve(current, [parent], kernel, as_target(first_rows))
-        head.update({path: current.leaves[path] for path in head})
-    return dataclasses.replace(new, heads=tuple(own))
+        own = head.keys() - trunk.keys()
+        done = [
+            parent.layers()[name]
+            for name in _common_layers(current, parent, own)
+            if solve(current, [parent], name, as_target(first_rows))
+        ]
+        left |= own.intersection(current.left(done))
+        found.append(current.leaves)
+    if left:
+        _log.warning(
+            "refit leaves %s as they are: they are read twice, computed from other "
+            "parameters, read in loops or in groups, or scaled by position",
+            summary(left),
+        )
+    return with_leaves(new, found) if found else new
+
+
+def _common_layers(current: Pass, parent: Pass, paths: Collection[str]) -> list[str]:
+    """Returns the names of both networks' layers whose kernels are among these."""
+    both = current.layers().keys() & parent.layers().keys()
+    layers = current.layers().values()
+    return [x.name for x in layers if x.kernel in paths and x.name in both]
 
 
 def _start(apply_fn: ApplyFn, tree: PyTree, data: Sequence[tuple[Any, ...]]) -> Pass:
@@ -129,11 +157,12 @@ def _check_one_function(merged: Merged) -> None:
 
 
 def _merged_target(
-    layer: Layer, networks: Networks, matrices: Matrices, shares: Array
-) -> MergedTarget:
-    """Returns the target of a zipped layer."""
+    layer: Layer, networks: Networks, matrices: Matrices, shares: AnyArray
+) -> Target | None:
+    """Returns the target of a zipped layer; None if its units are not its own."""
     spec = networks.spec
-    entries = unit_entries(layer, spec.entries[layer.kernel])
+    if (entries := unit_entries(layer, spec)) is None:
+        return None
     names = {axis.perm for entry in entries for axis in axes_of(entry)}
     names |= {group for name in names for group in spec.perms[name].groups}
     perms = tuple((p, perm) for p, perm in spec.perms.items() if p in names)

@@ -9,6 +9,7 @@ works for any network.
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,16 +29,18 @@ from zipjax.calibration.unit_statistics import (
 )
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.matrices import model_matrices
-from zipjax.merging.merged import Merged, known_origin
+from zipjax.merging.merged import Merged, functions_of, known_origin
 from zipjax.merging.networks import Networks
 from zipjax.merging.weights import Matrices, interpolation_shares, merge_leaf
 from zipjax.program.layers import Layer, find_layers
 from zipjax.program.program import Derived, ValueId, compute_values, own_rule, trace
 from zipjax.program.rows import output_unit_axes
-from zipjax.spec.entries import Entries, axes_of
+from zipjax.spec.entries import Entries, Role, axes_of
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.trees import path_leaves
-from zipjax.types import AnyArray, ApplyFn, Array, PyTree
+from zipjax.trees import path_leaves, summary
+from zipjax.types import AnyArray, ApplyFn, Array, Leaves, PyTree
+
+_log = logging.getLogger(__name__)
 
 
 class _Free(NamedTuple):
@@ -75,10 +78,10 @@ def repair(
     The statistics are taken after every linear layer that makes zipped units and the
     constant affine operations that follow it (its bias, BatchNorm with running
     statistics), before the nonlinearity. A merged unit gets the average of the means
-    and of the deviations that its units have in the models, weighted as the models were
-    (REPAIR, Jordan et al. 2022). Every layer is measured after the repaired ones before
-    it. The correction is folded into the kernel and the last bias: nothing is added to
-    the network.
+    and of the deviations that its units have in the models, weighted as the models'
+    kernels were (REPAIR, Jordan et al. 2022). Every layer is measured after the
+    repaired ones before it. The correction is folded into the kernel and the last bias:
+    nothing is added to the network.
 
     The batches are read once. As in :func:`zipjax.reset_batch_stats`, each of them is
     normalised by its own statistics, and their plain averages are folded in: with one
@@ -87,9 +90,11 @@ def repair(
     A layer without a bias of one axis gets the deviations; its means are scaled along.
     GroupNorm and LayerNorm remove a common scale or shift of the units that they
     normalise together: only differences between these units matter. Dead units are not
-    scaled. Left as they are: heads, outputs, GroupNorm and LayerNorm themselves,
-    kernels that are read twice, convolutions in groups, and layers to which every
-    position adds something of its own.
+    scaled. Left as they are: heads, outputs, GroupNorm and LayerNorm themselves, and,
+    with a warning that names them, kernels that are read twice, computed from
+    parameters or read in loops, convolutions in groups, and layers to which every
+    position adds something of its own. Layers of a stack, ``w[0]``, have one kernel
+    each.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; must be hashable. A
@@ -111,70 +116,96 @@ def repair(
     functions = each(apply_fn, len(models), "functions")
     networks, origin = Networks.parents_of(merged, models), known_origin(merged)
     matrices = model_matrices(origin.assignments, networks.spec, len(networks))
-    shares = interpolation_shares(origin.weights, len(networks))
+    shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
     stream = input_batches(batches, inputs_of)
     first = next(stream)
-    sites = _sites(functions[0], merged, networks, first)
+    call, params = functions_of(functions[0], merged)[0]
+    sites = _sites(call, params, networks, first)
     measure = functools.partial(
         _site_statistics,
+        call,
         one_or_each(functions),
         networks.spec,
-        tuple((site.layer.kernel, site.entries) for site in sites),
-        merged.params(),
+        tuple((site.layer.name, site.entries) for site in sites),
+        params,
         list(networks.trees),
-        (matrices, shares),
+        (matrices, [shares[site.layer.kernel] for site in sites]),
         [site.free for site in sites],
     )
     means = plain_average(map(measure, itertools.chain([first], stream)))
     trunk = dict(merged.trunk)
     for site, (found, target) in zip(sites, means, strict=True):
-        _check_finite(site, (*found, *target))
-        _fold(trunk, site, found, target)
+        _check_finite(site, (*found, *target), networks)
+        trunk = _folded(trunk, site, found, target)
     return dataclasses.replace(merged, trunk=trunk)
 
 
 def _sites(
-    apply_fn: ApplyFn, merged: Merged, networks: Networks, arrays: tuple[Any, ...]
+    call: ApplyFn, params: PyTree, networks: Networks, arrays: tuple[Any, ...]
 ) -> list[_Site]:
     """Finds the layers of the trunk that make zipped units."""
     few = jax.tree_util.tree_map(lambda x: x[:2], arrays)
-    params = merged.params()
-    current = Pass(traced_network(apply_fn, params), params, [few])
+    current = Pass(traced_network(call, params), params, [few])
+    # What the models read again after a trunk is no layer of theirs.
+    again = frozenset[str]().union(*(x.shared for x in networks.boundaries))
     found = []
-    for kernel, layer in current.layers().items():
-        if kernel not in merged.trunk:
+    for layer in current.layers().values():
+        if layer.kernel not in networks.trunk or layer.kernel in again:
             continue
-        entries = unit_entries(layer, networks.spec.entries[kernel])
-        perms = {axis.perm for entry in entries for axis in axes_of(entry)}
-        if perms & set(networks.perms):
-            if layer.bias not in merged.trunk:
+        entries = unit_entries(layer, networks.spec)
+        if entries and _perms(entries, "out", "in") & set(networks.perms):
+            if layer.bias not in networks.trunk:
                 layer = dataclasses.replace(layer, bias=None)
             affine = measure_affine(current, layer)
             if affine is not None:
                 found.append(_Site(layer, entries, affine))
+    _report_left(current.left(site.layer for site in found), networks)
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _perms(entries: Entries, *roles: Role) -> set[str]:
+    axes = (axis for entry in entries for axis in axes_of(entry))
+    return {axis.perm for axis in axes if axis.role in roles}
+
+
+def _report_left(kernels: Iterable[str], networks: Networks) -> None:
+    """Names the kernels among those left that make zipped units."""
+    entries, perms = networks.spec.entries, set(networks.perms)
+    left = [
+        path
+        for path in kernels
+        if path in networks.trunk and _perms(entries[path], "out") & perms
+    ]
+    if left:
+        _log.warning(
+            "repair leaves %s as they are: they are read twice, computed from other "
+            "parameters, read in loops or in groups, or added to by position",
+            summary(left),
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _site_statistics(
+    call: ApplyFn,
     apply_fn: OneOrEach[ApplyFn],
     spec: PermutationSpec,
     sites: tuple[tuple[str, Entries], ...],
     params: PyTree,
     models: list[PyTree],
-    merging: tuple[Matrices, Array],
+    merging: tuple[Matrices, list[Array]],
     free: list[_Free],
     arrays: tuple[Any, ...],
 ) -> list[tuple[Statistics, Statistics]]:
     """Returns one batch's statistics of every site.
 
     Args:
+      call: the merged model's function.
       apply_fn: the models' function, or one per model.
       spec: the models' permutation spec.
-      sites: ``(kernel, entries of its units)`` of every site, in program order.
+      sites: ``(layer, entries of its units)`` of every site, in program order.
       params: the merged model's parameters.
       models: the models' parameters.
-      merging: M and U by perm, and the models' shares.
+      merging: M and U by perm, and the models' shares of every site.
       free: of every site.
       arrays: one batch of inputs.
 
@@ -184,7 +215,7 @@ def _site_statistics(
     """
     functions = each(apply_fn, len(models), "functions")
     targets = _target_statistics(functions, spec, sites, models, merging, arrays)
-    program = trace(functions[0], params, *arrays)
+    program = trace(call, params, *arrays)
     layers = find_layers(program)
     rules: dict[ValueId, Derived] = {}
     measured = []
@@ -211,7 +242,7 @@ def _target_statistics(
     spec: PermutationSpec,
     sites: tuple[tuple[str, Entries], ...],
     models: list[PyTree],
-    merging: tuple[Matrices, Array],
+    merging: tuple[Matrices, list[Array]],
     arrays: tuple[Any, ...],
 ) -> list[Statistics]:
     """Returns the parents' statistics at every site, averaged by merged unit."""
@@ -220,10 +251,11 @@ def _target_statistics(
         model_statistics(function, kernels, model, arrays)
         for function, model in zip(functions, models, strict=True)
     ]
+    per_site, (matrices, shares) = zip(*parents, strict=True), merging
     targets = []
-    for (_, entries), of_models in zip(sites, zip(*parents, strict=True), strict=True):
+    for (_, entries), of_models, own in zip(sites, per_site, shares, strict=True):
         stacked = [jnp.stack(x) for x in zip(*of_models, strict=True)]
-        merged = [merge_leaf(x, entries, spec.perms, *merging) for x in stacked]
+        merged = [merge_leaf(x, entries, spec.perms, matrices, own) for x in stacked]
         targets.append(Statistics(*merged))
     return targets
 
@@ -247,29 +279,29 @@ def _repaired(
     return (y * scale.reshape(shape) + shift.reshape(shape)).astype(y.dtype)
 
 
-def _fold(
-    leaves: dict[str, Any], site: _Site, found: Statistics, target: Statistics
-) -> None:
-    """Writes a layer's correction into its kernel and its bias."""
+def _folded(
+    leaves: Leaves, site: _Site, found: Statistics, target: Statistics
+) -> dict[str, Any]:
+    """Returns parameters with a layer's correction in its kernel and its bias."""
     layer, affine = site.layer, site.affine
     scale = _scale(found, target)
-    kernel = leaves[layer.kernel]
-    new = np.asarray(kernel, np.float64) * scale
-    leaves[layer.kernel] = jnp.asarray(new, kernel.dtype)
+    kernel = np.asarray(layer.own_kernel(leaves), np.float64) * scale
+    bias = None
     if layer.bias is not None and affine.step is not None:
         # The kernel scales the part that is added to the offset, not the offset.
         mean, wanted, scale = (np.ravel(x) for x in (found.mean, target.mean, scale))
         change = scale * (affine.offset - mean) + wanted - affine.offset
         moves = affine.step != 0
         delta = np.where(moves, change / np.where(moves, affine.step, 1), 0)
-        bias = leaves[layer.bias]
-        new = np.asarray(bias, np.float64) + delta.reshape(bias.shape)
-        leaves[layer.bias] = jnp.asarray(new, bias.dtype)
+        start = np.asarray(layer.own_bias(leaves), np.float64)
+        bias = start + delta.reshape(start.shape)
+    return layer.replaced(leaves, kernel, bias)
 
 
-def _check_finite(site: _Site, statistics: Iterable[Any]) -> None:
+def _check_finite(site: _Site, statistics: Iterable[Any], networks: Networks) -> None:
     if not all(np.isfinite(x).all() for x in statistics):
+        networks.check_finite()
         raise ValueError(
-            f"the values after {site.layer.kernel!r} are not finite: check that the "
-            "models' and the merged model's parameters hold no NaN"
+            f"the values after {site.layer.name!r} are not finite, though the "
+            "models' parameters are: check the merged model's for NaN"
         )

@@ -108,12 +108,12 @@ class _Equations:
 def solve_layer(
     merged: Pass,
     models: Sequence[Pass],
-    kernel: str,
+    name: str,
     target: Target,
     *,
     ridge: float,
     sweeps: int,
-) -> None:
+) -> bool:
     """Replaces a layer's kernel and bias in ``merged.leaves``.
 
     Layers whose slope or offset differs from sample to sample stay as they are.
@@ -121,19 +121,22 @@ def solve_layer(
     Args:
       merged: the merged network; it is run up to the layer.
       models: the models whose values make the target; they are run up to it, too.
-      kernel: the layer's kernel.
+      name: the layer's name.
       target: maps the models' rows to the layer's target; a pytree.
       ridge: see :func:`zipjax.refit`.
       sweeps: see :func:`zipjax.refit`.
+
+    Returns:
+      Whether they were replaced.
     """
-    layer = merged.layers()[kernel]
+    layer = merged.layers()[name]
     for network in (merged, *models):
-        network.advance(kernel)
+        network.advance(name)
     affine = measure_affine(merged, layer)
     if affine is None:
-        return
-    batches = [_read(merged, models, kernel, target, k) for k in range(len(merged))]
-    before = kernel_matrix(layer, merged.leaves[kernel]) * affine.slope
+        return False
+    batches = [_read(merged, models, name, target, k) for k in range(len(merged))]
+    before = kernel_matrix(layer, layer.own_kernel(merged.leaves)) * affine.slope
     equations = _equations(batches, affine)
     factor = _factor(equations, ridge)
     weights, bias = _solution(equations, factor, before, affine)
@@ -141,16 +144,17 @@ def solve_layer(
         opened = _open_targets(batches, equations, weights, bias, affine)
         weights, bias = _solution(opened, factor, before, affine)
     _write(merged, layer, affine, weights, bias)
+    return True
 
 
 def _read(
-    merged: Pass, models: Sequence[Pass], kernel: str, target: Target, batch: int
+    merged: Pass, models: Sequence[Pass], name: str, target: Target, batch: int
 ) -> _Batch:
     """Reads the inputs and targets of a layer, of one batch, to the host."""
-    layer = merged.layers(batch)[kernel]
+    layer = merged.layers(batch)[name]
     wanted = [layer.inputs] + ([] if layer.rest is None else [layer.rest])
     x, *added = merged.read(batch, tuple(wanted))
-    totals = [m.read(batch, (m.layers(batch)[kernel].total,))[0] for m in models]
+    totals = [m.read(batch, (m.layers(batch)[name].total,))[0] for m in models]
     targets, rest = jax.device_get(_targets(layer, target, totals, *added))
     return _Batch(jax.device_get(x), targets, rest, layer)
 
@@ -178,8 +182,8 @@ def measure_affine(merged: Pass, layer: Layer) -> Affine | None:
     slope = np.where(np.abs(slope) > 1e-6 * np.abs(slope).max(), slope, 0.0)
     if layer.bias is None:
         return Affine(slope, zero, None)
-    shifted = dict(merged.leaves)
-    shifted[layer.bias] = shifted[layer.bias] + 1
+    kernel, bias = layer.own_kernel(merged.leaves), layer.own_bias(merged.leaves)
+    shifted = layer.replaced(merged.leaves, kernel, bias + 1)
     moved = _by_unit(layer, merged.value_after(layer, 0.0, shifted))
     return None if moved is None else Affine(slope, zero, moved - zero)
 
@@ -299,19 +303,18 @@ def _write(
 ) -> None:
     """Writes the solution into the kernel and the bias; dead units keep theirs."""
     alive = affine.slope != 0
-    old = merged.leaves[layer.kernel]
+    old = layer.own_kernel(merged.leaves)
     slope = np.where(alive, affine.slope, 1.0)
     kernel = np.where(alive, weights / slope, kernel_matrix(layer, old))
-    merged.leaves[layer.kernel] = matrix_kernel(layer, kernel, old)
+    shifted = None
     if layer.bias is not None and affine.step is not None:
         moves = alive & (affine.step != 0)
         delta = (bias - affine.offset) / np.where(moves, affine.step, 1.0)
-        path = layer.bias
-        start = merged.leaves[path]
+        start = layer.own_bias(merged.leaves)
         change = np.where(moves, delta, 0.0).reshape(start.shape)
-        merged.leaves[path] = jnp.asarray(
-            np.asarray(start, np.float64) + change, start.dtype
-        )
+        shifted = np.asarray(start, np.float64) + change
+    new = matrix_kernel(layer, kernel, old)
+    merged.leaves = layer.replaced(merged.leaves, new, shifted)
 
 
 def _wide(x: Array) -> Array:

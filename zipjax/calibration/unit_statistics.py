@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from zipjax.program.layers import Layer, find_layers
 from zipjax.program.program import compute_values, trace
 from zipjax.program.rows import kernel_axes, output_unit_axes
-from zipjax.spec.entries import Entries
+from zipjax.spec.entries import Entries, indices_of, part_entries
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, Array, PyTree
 
@@ -18,19 +19,19 @@ _ROUNDING = 1e-6
 
 
 class Statistics(NamedTuple):
-    """Statistics of units, of the kernel's shape where consumed axes have size 1."""
+    """Statistics of units, of the layer's shape where consumed axes have size 1."""
 
     mean: Any
     deviation: Any
 
 
 def model_statistics(
-    apply_fn: ApplyFn, kernels: Iterable[str], params: PyTree, arrays: tuple[Any, ...]
+    apply_fn: ApplyFn, names: Iterable[str], params: PyTree, arrays: tuple[Any, ...]
 ) -> list[Statistics]:
-    """Returns the statistics after a model's layers, by their kernels' paths."""
+    """Returns the statistics after a model's layers, by name."""
     program = trace(apply_fn, params, *arrays)
     layers = find_layers(program)
-    chosen = [layers[kernel] for kernel in kernels]
+    chosen = [layers[name] for name in names]
     flat = jax.tree_util.tree_leaves(arrays)
     wanted = [layer.value for layer in chosen]
     values = compute_values(program, path_leaves(params), flat, wanted)
@@ -52,10 +53,16 @@ def layer_statistics(layer: Layer, y: Array) -> Statistics:
     return Statistics(mean.reshape(shape), std.reshape(shape))
 
 
-def unit_entries(layer: Layer, entries: Entries) -> Entries:
-    """Returns a kernel's entries on the axes that produce units, None on the others."""
-    produced = kernel_axes(layer)[1]
-    return tuple(x if k in produced else None for k, x in enumerate(entries))
+def unit_entries(layer: Layer, spec: PermutationSpec) -> Entries | None:
+    """Returns a kernel's entries on the axes that produce units, None on the others.
+
+    None if the layer's units have an order that other parts of a stack share in.
+    """
+    produced, entries = kernel_axes(layer)[1], spec.entries[layer.kernel]
+    if any(True for axis, _ in layer.part for _ in indices_of(entries[axis])):
+        return None
+    own = part_entries(entries, dict(layer.part))
+    return tuple(x if k in produced else None for k, x in enumerate(own))
 
 
 def stat_shape(layer: Layer) -> list[int]:

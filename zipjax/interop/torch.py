@@ -29,7 +29,11 @@ from zipjax.types import PyTree, Shape
 __all__ = ["from_flax", "load_state_dict", "save_state_dict", "to_flax"]
 
 # Buffers other than statistics; they follow from the model's hyper-parameters.
-_BUFFERS = re.compile(r"(^|\.)(num_batches_tracked|relative_position_index|attn_mask)$")
+_BUFFERS = re.compile(
+    r"(^|\.)(num_batches_tracked|relative_position_index|attn_mask|n_averaged)$"
+)
+# What DataParallel and torch.compile put before the names of what they wrap.
+_WRAPPERS = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 
 
 def to_flax(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,8 +41,9 @@ def to_flax(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       model: a network of ``zipjax.models``, with the same hyper-parameters.
-      state_dict: arrays or PyTorch's tensors by key. An MLP takes flat inputs: flatten
-        images in the order (channel, height, width) if PyTorch did so in training.
+      state_dict: arrays or PyTorch's tensors by key; the prefixes of wrapped modules
+        ("module.", "_orig_mod.") are ignored. An MLP takes flat inputs: flatten images
+        in the order (channel, height, width) if PyTorch did so in training.
 
     Returns:
       Variables for ``model.apply``, as numpy arrays of the model's dtypes (float32).
@@ -49,7 +54,11 @@ def to_flax(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     how = conversion(model)
     state = as_arrays("the state dictionary", state_dict)
-    found = {key: array for key, array in state.items() if not _BUFFERS.search(key)}
+    found = {
+        key: array
+        for key, array in _unwrapped(state).items()
+        if not _BUFFERS.search(key)
+    }
     entries = how.spec(model).entries
     names = _nearest(how.namings(model), entries, found)
     arrays = {path: found[key] for path, key in names.items()}
@@ -104,6 +113,26 @@ def from_flax(
         if name == "running_var":
             state[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
     return state
+
+
+def _unwrapped(state: StateDict) -> StateDict:
+    """Returns a state dictionary without the prefixes of wrappers.
+
+    Raises:
+      ValueError: if two keys differ in nothing but these.
+    """
+    found: StateDict = {}
+    for key, array in state.items():
+        name = key
+        while (shorter := _WRAPPERS.sub("", name)) != name:
+            name = shorter
+        if name in found:
+            raise ValueError(
+                f"{key!r} is {name!r} without the prefix of its wrapper, but there is "
+                f"another {name!r}: pass the state dictionary of one network"
+            )
+        found[name] = array
+    return found
 
 
 def _nearest(

@@ -7,7 +7,6 @@ units with units of the matched groups (MuDSC, Section 3.3).
 import dataclasses
 import functools
 import itertools
-import math
 import operator
 from collections.abc import Callable
 from typing import TypeAlias
@@ -57,7 +56,6 @@ def match_nest(
     *,
     matcher: Matcher,
     group_matcher: Matcher = match_align,
-    indices: tuple[int, ...] = (),
 ) -> dict[str, _Assignments]:
     """Returns the assignments of a perm and of all perms nested in it.
 
@@ -74,35 +72,19 @@ def match_nest(
       num_models: number of models, N.
       matcher: matches the perms without children: ``matcher(similarity, N)``.
       group_matcher: matches the perms with children, one to one.
-      indices: sizes of the axes that enclose the outermost perm and are not permuted,
-        such as scanned layers: every element is matched on its own.
 
     Returns:
-      ``{name: assignments}``: ``[*indices, N*n]`` for the outermost perm, and
-      ``[*indices, *enclosing, N*n]`` for a nested one: for each merged group, the
-      assignment of the units of the N groups that it consists of.
+      ``{name: assignments}``: ``[N*n]`` for the outermost perm, and ``[*enclosing,
+      N*n]`` for a nested one: for each merged group, the assignment of the units of the
+      N groups that it consists of.
 
     Raises:
       ValueError: if a similarity is not a square, finite matrix of the size that
         follows from the nest, if a name occurs twice, if a size is below 1, or if
         ``group_matcher`` does not match one to one.
     """
-    elements = math.prod(indices)
-    _check_sizes(nest, indices)
-    nest = _checked(nest, num_models, elements)
-    results = [
-        _match(
-            _within_groups(nest, np.full(num_models, element), elements),
-            num_models,
-            matcher,
-            group_matcher,
-        )
-        for element in range(elements)
-    ]
-    return {
-        name: stacked.reshape(*indices, *stacked.shape[1:])
-        for name, stacked in _stack(results).items()
-    }
+    _check_sizes(nest)
+    return _match(_checked(nest, num_models, 1), num_models, matcher, group_matcher)
 
 
 def match_grouped_align(
@@ -299,12 +281,8 @@ def _stack(
     return {name: np.stack([r[name] for r in results]) for name in results[0]}
 
 
-def _check_sizes(nest: Nest, indices: tuple[int, ...]) -> None:
+def _check_sizes(nest: Nest) -> None:
     """Checks that all sizes are at least 1 and that every name occurs once."""
-    if min(indices, default=1) < 1:
-        raise ValueError(
-            f"indices={indices}, but sizes must be at least 1: leave out empty axes"
-        )
     names: set[str] = set()
     waiting = [nest]
     while waiting:

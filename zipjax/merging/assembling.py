@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from zipjax.merging.carried import carried_leaves
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.matrices import Assignments, model_matrices
 from zipjax.merging.merged import Merged, Origin, heads_of
 from zipjax.merging.networks import Networks
-from zipjax.merging.weights import interpolation_shares, merge_all
+from zipjax.merging.stream_heads import own_paths
+from zipjax.merging.weights import Matrices, Weights, interpolation_shares, merge_all
+from zipjax.spec.entries import entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import check_same_keys, path_leaves
 from zipjax.types import PyTree
@@ -22,7 +26,7 @@ def merge_units(
     assignments: Assignments,
     *,
     stop_at: str | int | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
 ) -> Merged:
     """Merges models by given assignments; see :func:`zipjax.merge`.
 
@@ -43,38 +47,78 @@ def merge_units(
 def merge_networks(
     networks: Networks,
     assignments: Assignments,
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
 ) -> Merged:
     """Merges networks by given assignments; see :func:`merge_units`."""
     count = len(networks)
     _check_assignments(networks, assignments)
     _check_trunks(networks)
-    shares = interpolation_shares(weights, count)
+    carried = carried_leaves(networks)
+    averaged = networks.trunk - set(carried)
+    shares = interpolation_shares(weights, sorted(averaged), count)
     if weights is not None:
         _check_aligned(assignments, count)
     matrices = model_matrices(assignments, networks.spec, count)
-    trunk, before = networks.trunk, one_or_each(networks.specs)
+    before = one_or_each(networks.specs)
     trees = [heads_of(model) for model in networks.models]
-    shared, own = merge_all(
-        [_within(leaves, trunk) for leaves in networks.leaves],
-        [[_outside(path_leaves(x), trunk) for x in of_model] for of_model in trees],
-        matrices,
-        shares,
-        spec=before,
-        trunk=trunk,
-    )
-    heads = tuple(own) if any(own) else ()
+    shared, heads, unmerge = _parts(networks, trees, averaged, matrices, shares)
     widths = {perm: merge.shape[-2] for perm, (merge, _) in matrices.items()}
     after, structures = _outputs(before, widths, trees)
+    own, _ = _outputs(before, {}, trees)
     outputs = slice(max(len(heads), 1))
-    chosen = None if weights is None else tuple(map(float, weights))
     return Merged(
-        shared,
+        shared | carried,
         heads,
         one_or_each(after[outputs]),
         one_or_each(structures[outputs]),
-        Origin(before, assignments, count, networks.stop_at, chosen),
+        Origin(before, assignments, count, networks.stop_at, weights),
+        unmerge,
+        one_or_each(own) if networks.boundaries else None,
     )
+
+
+_Leaves = dict[str, Any]
+
+
+def _parts(
+    networks: Networks,
+    trees: Sequence[Sequence[PyTree]],
+    averaged: frozenset[str],
+    matrices: Matrices,
+    shares: Mapping[str, np.ndarray],
+) -> tuple[_Leaves, tuple[_Leaves, ...], tuple[_Leaves, ...]]:
+    """Returns the merged leaves, those of every head, and U after a stream's cut."""
+    trunk, inside = networks.trunk, bool(networks.boundaries)
+    # Heads read merged units, unless U makes their own of these.
+    read = [
+        [] if inside else [_outside(path_leaves(x), trunk) for x in of_model]
+        for of_model in trees
+    ]
+    shared, own = merge_all(
+        [_within(leaves, averaged) for leaves in networks.leaves],
+        read,
+        matrices,
+        shares,
+        spec=one_or_each(networks.specs),
+        trunk=trunk,
+    )
+    if inside:
+        return (shared, *_stream_heads(networks, trees, matrices))
+    return shared, tuple(own) if any(own) else (), ()
+
+
+def _stream_heads(
+    networks: Networks, trees: Sequence[Sequence[PyTree]], matrices: Matrices
+) -> tuple[tuple[_Leaves, ...], tuple[_Leaves, ...]]:
+    """Returns the leaves and U of every head after a cut inside a stream."""
+    heads, unmerge = [], []
+    rows = zip(networks.specs, networks.boundaries, trees, strict=True)
+    for number, (spec, boundary, of_model) in enumerate(rows):
+        perms, paths = entry_names(boundary.entries), own_paths(spec, boundary)
+        for leaves in map(path_leaves, of_model):
+            heads.append({path: jnp.asarray(leaves[path]) for path in paths})
+            unmerge.append({perm: matrices[perm][1][number] for perm in perms})
+    return tuple(heads), tuple(unmerge)
 
 
 def _outputs(

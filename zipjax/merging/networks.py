@@ -5,15 +5,20 @@ import functools
 import zlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import Merged, heads_of, known_origin
 from zipjax.merging.shared_trunk import common_stop, deepest_cut, is_one
-from zipjax.spec.depth import Cut
+from zipjax.spec.depth import Boundary, Cut
+from zipjax.spec.entries import Entries, axes_of
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.trees import check_models, path_leaves
-from zipjax.types import Leaves, PyTree
+from zipjax.trees import (
+    check_models,
+    host_array,
+    not_finite,
+    path_leaves,
+    summary,
+)
+from zipjax.types import Leaves, PyTree, Shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +94,19 @@ class Networks:
         """Returns the same models with another stop; see :meth:`of`."""
         return dataclasses.replace(self, stop_at=self._cut_number(stop_at))
 
+    def check_finite(self) -> None:
+        """Checks that no parameter holds NaN or infinity.
+
+        Raises:
+          ValueError: naming the parameters of the first model that does.
+        """
+        for number, tree in enumerate(self.trees):
+            if guilty := not_finite(path_leaves(tree)):
+                raise ValueError(
+                    f"parameters {summary(guilty)} of model {number} are not finite "
+                    "(NaN or infinity): repair or replace this model"
+                )
+
     def __len__(self) -> int:
         return len(self.models)
 
@@ -115,6 +133,13 @@ class Networks:
             return frozenset(self.spec.entries)
         return self.spec.trunk(self.stop_at)
 
+    @functools.cached_property
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """Where each model goes on after a cut inside a stream; none after others."""
+        if self.stop_at is None or self.stop.boundary is None:
+            return ()
+        return tuple(spec.boundary_after(self.trunk) for spec in self.specs)
+
     @property
     def common_perms(self) -> tuple[str, ...]:
         """The perms that any zip of these models can match."""
@@ -125,11 +150,21 @@ class Networks:
         """A digest of parameters and specs; moments carry that of their networks."""
         return self.digest()
 
+    def source(self, stops: bool = True) -> str:
+        """Returns what moments of these networks carry.
+
+        Args:
+          stops: whether they are for a zip that stops where this one does.
+        """
+        stop = f", up to cut {self.stop_at}" if stops else ""
+        return self.fingerprint + stop
+
     def _cut_number(self, stop_at: str | int | None) -> int | None:
         if is_one(self.specs):
             if stop_at is not None:
                 return self.spec.stop(stop_at).number
-            return len(self.spec.cuts) if _differing(self.leaves) else None
+            ignored = self.spec.unread
+            return len(self.spec.cuts) if _differing(self.leaves, ignored) else None
         return common_stop(self.specs, stop_at)
 
 
@@ -137,9 +172,16 @@ def first_heads(models: Sequence[PyTree]) -> list[PyTree]:
     """Returns every model's parameters, each with its first head.
 
     Raises:
-      ValueError: if the heads of a merged model are different functions.
+      ValueError: if the heads of a merged model are different functions, or its trunk
+        ends inside a residual stream.
     """
     for number, model in enumerate(models):
+        if isinstance(model, Merged) and model.own is not None:
+            raise ValueError(
+                f"model {number} is a merged one whose trunk ends inside a residual "
+                "stream: such a model cannot be merged again. Merge all models at "
+                "once, or stop the first zip at a closed cut"
+            )
         if isinstance(model, Merged) and isinstance(model.spec, tuple):
             raise ValueError(
                 f"model {number} is a merged one whose heads are different functions: "
@@ -166,7 +208,7 @@ def fingerprint(trees: Sequence[PyTree], specs: Sequence[PermutationSpec]) -> st
         total = 0
         for path, leaf in path_leaves(tree).items():
             total = zlib.crc32(path.encode(), total)
-            total = zlib.crc32(np.asarray(leaf).tobytes(), total)
+            total = zlib.crc32(host_array(leaf).tobytes(), total)
         sums.append(total)
     return f"spec {sums[0]:08x}, models " + " ".join(f"{x:08x}" for x in sums[1:])
 
@@ -195,19 +237,40 @@ def _checked_leaves(
     """Returns every model's leaves by path; shapes may differ only in the outputs."""
     shared = specs[0].trunk(deepest_cut(specs))
     all_leaves = check_models(trees, None if is_one(specs) else shared)
+    for path in _differing(all_leaves, specs[0].unread):
+        shapes = [leaves[path].shape for leaves in all_leaves]
+        if path in shared or _differs_in_perms(specs[0].entries[path], shapes):
+            raise ValueError(_other_shapes(path, all_leaves))
     for tree, spec in zip(trees, specs, strict=True):
         spec.validate(tree)
-    for path in _differing(all_leaves):
-        if path in shared:
-            shapes = [list(leaves[path].shape) for leaves in all_leaves]
-            raise ValueError(
-                f"parameter {path!r} has the shapes {shapes} in the models: only "
-                "outputs (after the last cut) may differ in shape"
-            )
     return all_leaves
 
 
-def _differing(all_leaves: Sequence[Leaves]) -> list[str]:
+def _differing(all_leaves: Sequence[Leaves], ignored: frozenset[str]) -> list[str]:
     """Lists the paths of parameters whose shapes differ between models."""
     first, *others = all_leaves
-    return [p for p, x in first.items() if any(m[p].shape != x.shape for m in others)]
+    return [
+        path
+        for path, leaf in first.items()
+        if path not in ignored and any(m[path].shape != leaf.shape for m in others)
+    ]
+
+
+def _differs_in_perms(entries: Entries, shapes: Sequence[Shape]) -> bool:
+    sizes = zip(entries, *shapes, strict=True)
+    return any(any(axes_of(entry)) and len({*own}) > 1 for entry, *own in sizes)
+
+
+def _other_shapes(path: str, all_leaves: Sequence[Leaves]) -> str:
+    shapes = [list(leaves[path].shape) for leaves in all_leaves]
+    remedy = (
+        "Adapters of other ranks have no units in common: add every pair's product to "
+        "the weights that it adapts, and merge these without the pairs"
+        if "lora" in path.lower()
+        else "Merged layers need one width: merge models of equal widths, or stop the "
+        "zip before the layers that differ, with one spec per model"
+    )
+    return (
+        f"parameter {path!r} has the shapes {shapes} in the models: only outputs "
+        f"(after the last cut) may differ in shape. {remedy}"
+    )

@@ -54,10 +54,12 @@ def common_stop(specs: Specs, stop_at: str | int | None) -> int:
 
 def _difference(specs: Specs, number: int) -> str | None:
     """Says what of the trunk up to a cut of the first spec the other specs lack."""
+    closed = specs[0].stop(number).boundary is None
+    last = _producer_difference if closed else _boundary_difference
     found = (
         find(specs[0], spec, number, model)
         for model, spec in enumerate(specs)
-        for find in (_parameter_difference, _perm_difference, _producer_difference)
+        for find in (_parameter_difference, _perm_difference, last)
     )
     return next((difference for difference in found if difference is not None), None)
 
@@ -105,3 +107,18 @@ def _producer_difference(
                     f"{spec.entries[path]}, but the spec of model 0 has {mine}"
                 )
     return None
+
+
+def _boundary_difference(
+    first: PermutationSpec, spec: PermutationSpec, number: int, model: int
+) -> str | None:
+    """Finds that a function reads the trunk otherwise than through one value."""
+    boundary = first.stop(number).boundary
+    assert boundary is not None
+    same = boundary.trunk, boundary.entries
+    if same in [(own.trunk, own.entries) for own in spec.boundaries]:
+        return None
+    return (
+        f"model {model} does not read the trunk through the one value that ends it in "
+        "model 0, or not in a residual stream"
+    )

@@ -1,7 +1,9 @@
 """Merged weights W* = sum_i M_i W_i U_i, by einsum over the permutation spec."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from zipjax.merging.each import OneOrEach, each
 from zipjax.spec.blocks import map_atoms
 from zipjax.spec.entries import Axis, Entries, atom_name
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
-from zipjax.types import Array, Leaves
+from zipjax.trees import is_weight, summary
+from zipjax.types import AnyArray, Array, Leaves
 
 Matrices = Mapping[str, tuple[Array, Array]]
 """M ``[models, *groups, units, n]`` and U ``[models, *groups, n, units]`` by perm.
@@ -19,13 +22,16 @@ Matrices = Mapping[str, tuple[Array, Array]]
 Perms nested in others have one pair for each of the models' own groups.
 """
 
+Weights: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]]
+"""Interpolation weights: one number per model, or such numbers by path or pattern."""
+
 
 def merge_leaf(
     leaves: Array,
     entries: Entries,
     perms: Mapping[str, Perm],
     matrices: Matrices,
-    shares: Array,
+    shares: AnyArray,
 ) -> Array:
     """Merges one parameter of all models: sum_i M_i W_i U_i (ZipIt!, Appendix A).
 
@@ -40,7 +46,7 @@ def merge_leaf(
       entries: its axes' entries.
       perms: the spec's perms, with their sizes before merging.
       matrices: M and U of every perm that is merged.
-      shares: see :func:`interpolation_shares`.
+      shares: N times the models' weights, ``[models]``.
 
     Returns:
       The merged parameter, computed in float32 or better, of the models' dtype.
@@ -69,11 +75,13 @@ def unmerge_leaf(
     """Makes a parameter that stays the model's own read merged units: W_i U_i.
 
     Args:
-      leaf: the parameter of one model.
+      leaf: the parameter of one model. What holds no floating-point numbers stays.
       entries: its axes' entries.
       perms: the spec's perms.
       own: M_i and U_i of this model.
     """
+    if not is_weight(leaf):
+        return leaf
 
     def multiply(array: Array, axes: Entries) -> Array:
         consumed = [k for k, x in enumerate(axes) if getattr(x, "role", "") == "in"]
@@ -84,25 +92,59 @@ def unmerge_leaf(
     return out.astype(leaf.dtype)
 
 
-def interpolation_shares(weights: Sequence[float] | None, num_models: int) -> Array:
-    """Returns N times the models' interpolation weights, ``[models]``: 1 if equal.
+def interpolation_shares(
+    weights: Weights | None, paths: Iterable[str], num_models: int
+) -> dict[str, np.ndarray]:
+    """Returns N times the models' weights of every parameter: ``[models]`` by path.
 
     Args:
-      weights: one number per model, with sum 1; None for equal ones.
+      weights: see :func:`zipjax.merge`; None for equal ones.
+      paths: the parameters that are merged.
       num_models: number of models N.
 
     Raises:
-      ValueError: if there is another number of weights, or they do not sum to 1.
+      ValueError: if there is another number of weights, if they do not sum to 1, or if
+        a pattern matches none of the parameters.
     """
+    if not isinstance(weights, Mapping):
+        return dict.fromkeys(paths, _row(weights, num_models))
+    shares = dict.fromkeys(paths, _row(None, num_models))
+    for pattern, own in weights.items():
+        matched = [path for path in shares if _matches(path, pattern)]
+        if not matched:
+            raise ValueError(
+                f"weights name {pattern!r}, which is no merged parameter, no folder "
+                f"and no pattern of any. The parameters are {summary(shares)}"
+            )
+        shares.update(dict.fromkeys(matched, _row(own, num_models)))
+    return shares
+
+
+def fixed_weights(weights: Weights | None) -> Weights | None:
+    """Returns a read-only copy of interpolation weights."""
     if weights is None:
-        return jnp.ones(num_models)
+        return None
+    if isinstance(weights, Mapping):
+        rows = {pattern: tuple(map(float, own)) for pattern, own in weights.items()}
+        return MappingProxyType(rows)
+    return tuple(map(float, weights))
+
+
+def _row(weights: Sequence[float] | None, num_models: int) -> np.ndarray:
+    if weights is None:
+        return np.ones(num_models, np.float32)
     shares = np.asarray(weights, np.float64)
     if shares.shape != (num_models,) or not np.isclose(shares.sum(), 1):
         raise ValueError(
             f"weights = {list(weights)} are not interpolation weights of {num_models} "
             "models: pass one number per model, with sum 1"
         )
-    return jnp.asarray(num_models * shares, jnp.float32)
+    return (num_models * shares).astype(np.float32)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    inside = path == pattern or path.startswith(f"{pattern.rstrip('/')}/")
+    return inside or fnmatch.fnmatchcase(path, pattern)
 
 
 @jax.jit(static_argnames=("spec", "trunk"))
@@ -110,7 +152,7 @@ def merge_all(
     models: Sequence[Leaves],
     heads: Sequence[Sequence[Leaves]],
     matrices: Matrices,
-    shares: Array,
+    shares: Mapping[str, Array],
     *,
     spec: OneOrEach[PermutationSpec],
     trunk: frozenset[str],
@@ -118,7 +160,7 @@ def merge_all(
     """Merges all parameters in one compiled call.
 
     Args:
-      models: every model's parameters by path, as far as they are in the trunk.
+      models: every model's parameters by path, as far as they are averaged.
       heads: every model's own parameters, for each of its heads.
       matrices: M and U of the zipped perms.
       shares: see :func:`interpolation_shares`.
@@ -131,10 +173,11 @@ def merge_all(
     specs = each(spec, len(models), "specs")
     first = specs[0]
     shared: dict[str, Array] = {}
-    for path in (path for path in first.entries if path in trunk):
+    for path in (path for path in first.entries if path in models[0]):
         stacked = jnp.stack([model[path] for model in models])
         entries = first.entries[path]
-        shared[path] = merge_leaf(stacked, entries, first.perms, matrices, shares)
+        own_shares = shares[path]
+        shared[path] = merge_leaf(stacked, entries, first.perms, matrices, own_shares)
     unmerged: list[dict[str, Array]] = []
     for k, (own_spec, of_model) in enumerate(zip(specs, heads, strict=True)):
         mine = {perm: (m[k], u[k]) for perm, (m, u) in matrices.items()}

@@ -6,14 +6,31 @@ the result of the last of these. If a residual sum comes next, the sum and its o
 operand, the *rest*, are recorded too.
 """
 
-import collections
 import dataclasses
+import functools
 import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from zipjax.program.parameter_views import ParameterView, parameter_views
-from zipjax.program.program import Equation, Literal, Operand, Program, ValueId
+from zipjax.program.dependence import multiplied_parameters
+from zipjax.program.parameter_views import (
+    ParameterView,
+    Part,
+    parameter_views,
+    replaced_part,
+    selected_part,
+)
+from zipjax.program.program import (
+    Equation,
+    Literal,
+    Program,
+    ValueId,
+    values_of,
+)
+from zipjax.types import AnyArray, Leaves
 
 _AFFINE = {"add", "sub", "mul", "div"}
 _SUMS = {"add", "add_any"}
@@ -25,9 +42,13 @@ class Layer:
 
     Attributes:
       kernel: path of its kernel.
+      part: the part of the kernel that the layer reads, if it is one of a stack.
       bias: path of the last parameter that is added, or None.
+      bias_part: the part of the bias.
       number: position of its product among the program's equations.
-      shape: the kernel's shape.
+      shape: the shape of the kernel, or of its part.
+      axes: for every axis of the product's operand, the number of that shape's axis:
+        the kernel may be transposed before the product.
       equation: that product, a ``dot_general`` or ``conv_general_dilated``.
       side: number of the product's operand that is the kernel, 0 or 1.
       value: the result of the affine operations after the product.
@@ -38,15 +59,43 @@ class Layer:
     """
 
     kernel: str
+    part: Part
     bias: str | None
+    bias_part: Part
     number: int
     shape: tuple[int, ...]
+    axes: tuple[int, ...]
     equation: Equation
     side: int
     value: ValueId
     rest: ValueId | None
     total: ValueId
     relu: bool
+
+    @property
+    def name(self) -> str:
+        """The kernel's path, and the part of a stack: "w[0]"."""
+        return self.kernel + "".join(f"[{position}]" for _, position in self.part)
+
+    def own_kernel(self, leaves: Leaves) -> AnyArray:
+        """Returns the kernel, or the part of it that the layer reads."""
+        return selected_part(leaves[self.kernel], self.part)
+
+    def own_bias(self, leaves: Leaves) -> AnyArray:
+        """Returns the bias; there must be one."""
+        return selected_part(leaves[self.bias or ""], self.bias_part)
+
+    def replaced(
+        self, leaves: Leaves, kernel: AnyArray, bias: AnyArray | None
+    ) -> dict[str, Any]:
+        """Returns parameters with another kernel and, if there is one, bias."""
+        new = {
+            **leaves,
+            self.kernel: replaced_part(leaves[self.kernel], self.part, kernel),
+        }
+        if self.bias is not None and bias is not None:
+            new[self.bias] = replaced_part(leaves[self.bias], self.bias_part, bias)
+        return new
 
     @property
     def rank(self) -> int:
@@ -63,12 +112,27 @@ class Layer:
 
 
 def find_layers(program: Program) -> dict[str, Layer]:
-    """Returns the layers of a program by the paths of their kernels, in program order.
+    """Returns the layers of a program by name, in program order.
 
-    Kernels that are used more than once or in another layout, grouped convolutions, and
-    products with batch axes are left out.
+    A layer has the name of its kernel, "w", or of a part of a stack of kernels, "w[0]".
+    Kernels that are used more than once, that are computed from parameters, or whose
+    produced axes are transposed among themselves, grouped convolutions, and products
+    with batch axes are left out.
     """
     return _Finder(program).layers()
+
+
+def left_kernels(program: Program, layers: Iterable[Layer]) -> list[str]:
+    """Returns the kernels of a program that these layers do not cover, by path."""
+    covered: dict[str, int] = {}
+    for layer in layers:
+        size = math.prod(layer.shape)
+        covered[layer.kernel] = covered.get(layer.kernel, 0) + size
+    sizes = {
+        path: math.prod(program.avals[program.params[path]].shape)
+        for path in multiplied_parameters(program)
+    }
+    return [path for path, size in sizes.items() if covered.get(path, 0) < size]
 
 
 class _Finder:
@@ -84,27 +148,34 @@ class _Finder:
         self._readers: dict[ValueId, list[Equation]] = {}
         self._latest = dict.fromkeys(program.inputs, -1)
         for eqn in program.equations:
-            for operand in set(_values(eqn.operands)):
+            for operand in set(values_of(eqn.operands)):
                 self._readers.setdefault(operand, []).append(eqn)
         self._products = self._find_products()
         self._find_latest()
 
     def layers(self) -> dict[str, Layer]:
-        uses = self._uses()
         return {
-            view.path: self._layer(number, eqn, side, view.path, uses)
+            layer.name: layer
             for number, (eqn, side, view) in self._products.items()
-            if uses[view.path] == 1 and self._data(eqn)
+            if self._is_read_once(view) and self._data(eqn)
+            for layer in [self._layer(number, eqn, side, view)]
         }
 
-    def _uses(self) -> collections.Counter[str]:
-        """Counts the equations that read each parameter, in any layout."""
-        return collections.Counter(
-            self._views[operand].path
-            for eqn in self._program.equations
-            for operand in set(_values(eqn.operands)) & set(self._views)
-            if not set(eqn.results) & set(self._views)
-        )
+    @functools.cached_property
+    def _reads(self) -> dict[str, list[Part]]:
+        """The parts of each parameter that equations read, in any layout."""
+        found: dict[str, list[Part]] = {}
+        for eqn in self._program.equations:
+            if not set(eqn.results) & set(self._views):
+                for operand in set(values_of(eqn.operands)) & set(self._views):
+                    view = self._views[operand]
+                    found.setdefault(view.path, []).append(view.part)
+        return found
+
+    def _is_read_once(self, view: ParameterView) -> bool:
+        reads = self._reads[view.path]
+        axes = {tuple(axis for axis, _ in part) for part in reads}
+        return len(axes) == 1 and reads.count(view.part) == 1
 
     def _find_products(self) -> dict[int, tuple[Equation, int, ParameterView]]:
         found = {}
@@ -113,7 +184,7 @@ class _Finder:
                 view = (
                     None if isinstance(operand, Literal) else self._views.get(operand)
                 )
-                if view is not None and _is_layer(eqn, side, view):
+                if view is not None and self._is_layer(eqn, side, view):
                     found[number] = eqn, side, view
         return found
 
@@ -127,24 +198,58 @@ class _Finder:
                 self._latest.update(dict.fromkeys(eqn.results, latest))
 
     def _data(self, eqn: Equation) -> list[ValueId]:
-        return [x for x in _values(eqn.operands) if x in self._latest]
+        return [x for x in values_of(eqn.operands) if x in self._latest]
 
     def _layer(
         self,
         number: int,
         eqn: Equation,
         side: int,
-        kernel: str,
-        uses: collections.Counter[str],
+        view: ParameterView,
     ) -> Layer:
         value, bias = eqn.results[0], None
         while (step := self._affine(value)) is not None:
             value = step.results[0]
-            bias = self._added(step, uses) or bias
+            bias = self._added(step) or bias
         rest, total = self._residual(value, number)
-        shape = tuple(self._program.avals[self._program.params[kernel]].shape)
-        relu = self._is_relu(total)
-        return Layer(kernel, bias, number, shape, eqn, side, value, rest, total, relu)
+        own = self._axes(view)
+        return Layer(
+            kernel=view.path,
+            part=view.part,
+            bias=None if bias is None else bias.path,
+            bias_part=() if bias is None else bias.part,
+            number=number,
+            shape=tuple(self._shape(view.path)[k] for k in own),
+            axes=tuple(own.index(axis) for axis in view.axes if axis is not None),
+            equation=eqn,
+            side=side,
+            value=value,
+            rest=rest,
+            total=total,
+            relu=self._is_relu(total),
+        )
+
+    def _shape(self, path: str) -> tuple[int, ...]:
+        return tuple(self._program.avals[self._program.params[path]].shape)
+
+    def _axes(self, view: ParameterView) -> list[int]:
+        """Returns the numbers of the parameter's axes that its part still has."""
+        selected = dict(view.part)
+        return [k for k in range(len(self._shape(view.path))) if k not in selected]
+
+    def _is_layer(self, eqn: Equation, side: int, view: ParameterView) -> bool:
+        axes = [axis for axis in view.axes if axis is not None]
+        if len(axes) < max(len(view.axes), len(self._axes(view))):
+            return False
+        name, params = eqn.primitive.name, eqn.params
+        if name == "conv_general_dilated":
+            groups = params["feature_group_count"] * params["batch_group_count"]
+            return side == 1 and groups == 1
+        if name != "dot_general" or any(params["dimension_numbers"][1]):
+            return False
+        consumed = params["dimension_numbers"][0][side]
+        produced = [axis for k, axis in enumerate(axes) if k not in consumed]
+        return all(a < b for a, b in itertools.pairwise(produced))
 
     def _only_reader(self, value: ValueId) -> Equation | None:
         readers = self._readers.get(value, [])
@@ -166,14 +271,16 @@ class _Finder:
         avals = self._program.avals
         return avals[eqn.results[0]].shape == avals[value].shape
 
-    def _added(self, eqn: Equation, uses: collections.Counter[str]) -> str | None:
-        """Returns the path of a parameter with one axis that an equation adds."""
+    def _added(self, eqn: Equation) -> ParameterView | None:
+        """Returns the parameter with one axis that an equation adds."""
         if eqn.primitive.name not in _SUMS:
             return None
-        views = [self._views[x] for x in _values(eqn.operands) if x in self._views]
-        axes = [axis for view in views for axis in view.axes if axis is not None]
-        single = len(views) == 1 and axes == [0] and uses[views[0].path] == 1
-        return views[0].path if single else None
+        views = [self._views[x] for x in values_of(eqn.operands) if x in self._views]
+        if len(views) != 1 or not self._is_read_once(views[0]):
+            return None
+        sizes, own = self._shape(views[0].path), self._axes(views[0])
+        wide = [k for k in own if sizes[k] > 1] or own
+        return views[0] if len(wide) == 1 and wide[0] in views[0].axes else None
 
     def _residual(self, value: ValueId, number: int) -> tuple[ValueId | None, ValueId]:
         eqn = self._only_reader(value)
@@ -194,20 +301,6 @@ class _Finder:
         return len(constants) == 1 and not np.any(constants[0])
 
 
-def _is_layer(eqn: Equation, side: int, view: ParameterView) -> bool:
-    name, params = eqn.primitive.name, eqn.params
-    if view.axes != tuple(range(len(view.axes))):
-        return False
-    if name == "conv_general_dilated":
-        groups = params["feature_group_count"] * params["batch_group_count"]
-        return side == 1 and groups == 1
-    return name == "dot_general" and not any(params["dimension_numbers"][1])
-
-
-def _values(operands: tuple[Operand, ...]) -> list[ValueId]:
-    return [x for x in operands if not isinstance(x, Literal)]
-
-
 def live_values(program: Program, number: int) -> tuple[ValueId, ...]:
     """Returns the values that are known before an equation and read there or later.
 
@@ -220,10 +313,10 @@ def live_values(program: Program, number: int) -> tuple[ValueId, ...]:
     """
     known = set(program.inputs)
     for eqn in program.equations[:number]:
-        if known.intersection(_values(eqn.operands)):
+        if known.intersection(values_of(eqn.operands)):
             known.update(eqn.results)
     later = itertools.chain.from_iterable(
-        _values(eqn.operands) for eqn in program.equations[number:]
+        values_of(eqn.operands) for eqn in program.equations[number:]
     )
-    wanted = known.intersection([*later, *_values(program.outputs)])
+    wanted = known.intersection([*later, *values_of(program.outputs)])
     return tuple(sorted(wanted))

@@ -1,12 +1,12 @@
 """A JAX function as a flat list of primitive equations, and their evaluation.
 
-Nested calls (jit, remat, custom derivatives) are inlined, so that every value of the
-forward pass has a number. Activations are read by that number, so that models need no
-hooks.
+Nested calls (jit, remat, custom derivatives) are inlined, and the bodies of loops are
+programs of their own, so that every value of the forward pass has a number. Activations
+are read by that number, so that models need no hooks.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,13 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
     "custom_vmap_call": "call",
+}
+
+# Primitive -> the parameters that hold the bodies of a loop, or of a branch.
+_BODIES = {
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
 }
 
 ValueId = int
@@ -56,6 +63,9 @@ class Equation:
       source: JAX's record of the user's line.
       call: the same record of the outermost inlined call around it, if there is one. (A
         jitted function is traced once, so its lines are those of its first call.)
+      bodies: what a loop repeats, or the branches of a choice, as programs without
+        parameters. Their values are numbered before the equation's results.
+      effects: whether it does more than compute results, as a callback does.
     """
 
     primitive: jex_core.Primitive
@@ -64,6 +74,8 @@ class Equation:
     params: Mapping[str, Any]
     source: Any
     call: Any = None
+    bodies: tuple["Program", ...] = ()
+    effects: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +88,8 @@ class Program:
       outputs: operands that the function returns, flattened.
       constants: arrays that the function closed over, by value number.
       equations: in an order in which they can be evaluated.
-      avals: shape and dtype of every value, by value number.
+      avals: shape and dtype of every value, by value number; within a loop, of one
+        iteration.
     """
 
     params: Mapping[str, ValueId]
@@ -90,6 +103,27 @@ class Program:
         """Returns the equation that computes each computed value."""
         return {result: eqn for eqn in self.equations for result in eqn.results}
 
+    def all_producers(self) -> dict[ValueId, Equation]:
+        """Returns :meth:`producers`, and those of values within scans."""
+        found = self.producers()
+        for eqn in self.equations:
+            if eqn.primitive.name == "scan":
+                found |= eqn.bodies[0].all_producers()
+        return found
+
+    def scanned(self) -> dict[ValueId, Equation]:
+        """Returns the scan of this program that each value within one belongs to.
+
+        Values that exist once per iteration can be read. Within other loops, and in
+        branches, they cannot.
+        """
+        return {
+            value: eqn
+            for eqn in self.equations
+            if eqn.primitive.name == "scan"
+            for value in _values_within(eqn.bodies[0])
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
@@ -102,35 +136,22 @@ class Derived:
 def trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
     """Returns the program of ``apply_fn(params, *inputs)``; nothing is computed.
 
+    Equations that do not lead to an output, and have no other effect, are left out.
+
     Args:
       apply_fn: the forward pass in evaluation mode.
       params: parameter pytree, of arrays or of ``jax.ShapeDtypeStruct``.
       *inputs: the other inputs, of either kind.
     """
     closed = jax.make_jaxpr(apply_fn)(params, *inputs)
-    program = from_jaxpr(closed)
+    program = _Flattener().program(closed)
     paths = list(path_leaves(params))
     numbers = program.inputs
     return dataclasses.replace(
         program,
+        equations=_needed(program),
         params=dict(zip(paths, numbers[: len(paths)], strict=True)),
         inputs=numbers[len(paths) :],
-    )
-
-
-def from_jaxpr(closed: jex_core.ClosedJaxpr) -> Program:
-    """Returns a jaxpr, such as a loop's body, as a program without parameters."""
-    tracer = _Flattener()
-    numbers = [tracer.new_value(var.aval) for var in closed.jaxpr.invars]
-    constants = [tracer.new_value(var.aval) for var in closed.jaxpr.constvars]
-    outputs = tracer.inline(closed.jaxpr, constants, numbers)
-    return Program(
-        params={},
-        inputs=tuple(numbers),
-        outputs=tuple(outputs),
-        constants=dict(zip(constants, closed.consts, strict=True)) | tracer.constants,
-        equations=tuple(tracer.equations),
-        avals=tuple(tracer.avals),
     )
 
 
@@ -142,6 +163,8 @@ def compute_values(
     derived: Mapping[ValueId, Derived] | None = None,
 ) -> list[Any]:
     """Returns values of a program; only the equations that they need are run.
+
+    A value within a scan is returned for all iterations, along a new first axis.
 
     Args:
       program: the traced function.
@@ -159,31 +182,55 @@ def compute_values(
     rules = derived or {}
     for number in rules:
         known.pop(number, None)
-    producers = program.producers()
     wanted = list(wanted)
+    numbers = values_of(wanted)
+    producers, scanned = program.producers(), program.scanned()
+    within = {number: scanned[number] for number in numbers if number in scanned}
+    producers |= within
     # A stack rather than recursion: networks are deeper than Python's call stack.
-    stack = [operand for operand in wanted if not isinstance(operand, Literal)]
+    stack = numbers
     while stack:
         number = stack[-1]
         if number in known:
             stack.pop()
             continue
         rule = rules.get(number) or producers[number]
-        needed = [x for x in rule.operands if not isinstance(x, Literal)]
+        needed = values_of(rule.operands)
         missing = [x for x in needed if x not in known]
         if missing:
             stack.extend(missing)
         elif isinstance(rule, Derived):
             known[number] = rule.function(*(known[x] for x in needed))
         else:
-            known.update(zip(rule.results, _run(rule, known), strict=True))
+            inside = [value for value, eqn in within.items() if eqn is rule]
+            known.update(_results(rule, known, inside))
     return [_value(operand, known) for operand in wanted]
+
+
+def compute_from(
+    program: Program, known: Mapping[ValueId, Any], wanted: Iterable[Operand]
+) -> list[Any]:
+    """Returns values of a program, given others by number.
+
+    Args:
+      program: the traced function.
+      known: inputs, parameters, and values that are not to be computed. What the wanted
+        values do not need may be missing.
+      wanted: the values to return.
+    """
+    given = dataclasses.replace(program, params={}, inputs=tuple(known))
+    return compute_values(given, {}, list(known.values()), wanted)
+
+
+def values_of(operands: Iterable[Operand]) -> list[ValueId]:
+    """Returns those of an equation's operands that are values."""
+    return [x for x in operands if not isinstance(x, Literal)]
 
 
 def own_rule(program: Program, value: ValueId) -> Derived:
     """Returns the program's own rule for a value, for use within a replacement."""
     eqn = program.producers()[value]
-    operands = tuple(dict.fromkeys(x for x in eqn.operands if isinstance(x, ValueId)))
+    operands = tuple(dict.fromkeys(values_of(eqn.operands)))
     position = eqn.results.index(value)
 
     def function(*values: Any) -> Any:
@@ -205,6 +252,24 @@ class _Flattener:
         self.avals.append(aval)
         return len(self.avals) - 1
 
+    def program(self, closed: jex_core.ClosedJaxpr) -> Program:
+        """Returns a jaxpr as a program without parameters."""
+        numbers = [self.new_value(var.aval) for var in closed.jaxpr.invars]
+        constants = [self.new_value(var.aval) for var in closed.jaxpr.constvars]
+        around = self.equations, self.constants
+        self.equations, self.constants = [], {}
+        outputs = self.inline(closed.jaxpr, constants, numbers)
+        found = Program(
+            params={},
+            inputs=tuple(numbers),
+            outputs=tuple(outputs),
+            constants=dict(zip(constants, closed.consts, strict=True)) | self.constants,
+            equations=tuple(self.equations),
+            avals=self.avals,
+        )
+        self.equations, self.constants = around
+        return found
+
     def inline(
         self, jaxpr: Any, constants: Sequence[Operand], operands: Sequence[Operand]
     ) -> list[Operand]:
@@ -223,6 +288,7 @@ class _Flattener:
             if eqn.primitive.name in _CALLS:
                 results = self._inline_call(eqn, inputs)
             else:
+                bodies = tuple(self.program(body) for body in _bodies(eqn))
                 results = [self.new_value(var.aval) for var in eqn.outvars]
                 self.equations.append(
                     Equation(
@@ -232,6 +298,8 @@ class _Flattener:
                         eqn.params,
                         eqn.source_info,
                         self._call,
+                        bodies,
+                        bool(eqn.effects),
                     )
                 )
             numbers.update(zip(eqn.outvars, results, strict=True))
@@ -247,6 +315,68 @@ class _Flattener:
         results = self.inline(jaxpr, constants, operands)
         self._call = outer
         return results
+
+
+def _needed(program: Program) -> tuple[Equation, ...]:
+    """Returns the equations that lead to an output or have another effect."""
+    wanted = set(values_of(program.outputs))
+    kept = []
+    for eqn in reversed(program.equations):
+        if eqn.effects or wanted.intersection(eqn.results):
+            kept.append(eqn)
+            wanted.update(values_of(eqn.operands))
+    return tuple(reversed(kept))
+
+
+def _bodies(eqn: Any) -> list[jex_core.ClosedJaxpr]:
+    found = [eqn.params[name] for name in _BODIES.get(eqn.primitive.name, ())]
+    return [body for x in found for body in (x if isinstance(x, tuple) else (x,))]
+
+
+def _values_within(body: Program) -> Iterator[ValueId]:
+    """Yields the values of a scan's body, with those of scans inside it."""
+    yield from body.inputs
+    yield from body.constants
+    for eqn in body.equations:
+        yield from eqn.results
+    yield from body.scanned()
+
+
+def _results(
+    eqn: Equation, known: Mapping[ValueId, Any], inside: Collection[ValueId]
+) -> dict[ValueId, Any]:
+    """Runs an equation; returns its results, and values inside it if it is a scan."""
+    if not inside:
+        return dict(zip(eqn.results, _run(eqn, known), strict=True))
+    results, found = _run_scan(eqn, [_value(x, known) for x in eqn.operands], inside)
+    return {
+        **dict(zip(eqn.results, results, strict=True)),
+        **dict(zip(inside, found, strict=True)),
+    }
+
+
+def _run_scan(
+    eqn: Equation, operands: Sequence[Any], inside: Collection[ValueId]
+) -> tuple[list[Any], list[Any]]:
+    """Runs a scan that also stacks values of its body, by :func:`compute_values`."""
+    (body,), params = eqn.bodies, eqn.params
+    first, carried = params["num_consts"], params["num_carry"]
+    last = first + carried
+
+    def step(carry: Any, rows: Any) -> Any:
+        given = [*operands[:first], *carry, *rows]
+        values = compute_values(body, {}, given, [*body.outputs, *inside])
+        count = len(body.outputs)
+        return values[:carried], (values[carried:count], values[count:])
+
+    carry, (stacked, found) = jax.lax.scan(
+        step,
+        list(operands[first:last]),
+        list(operands[last:]),
+        params["length"],
+        params["reverse"],
+    )
+    return [*carry, *stacked], found
 
 
 def _run(eqn: Equation, known: Mapping[ValueId, Any]) -> list[Any]:

@@ -26,7 +26,7 @@ def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
 def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
     """Returns a layer's product with the given kernel, in the precision of ``x``."""
     eqn = layer.equation
-    kernel = jnp.asarray(kernel, x.dtype)
+    kernel = jnp.transpose(jnp.asarray(kernel, x.dtype), layer.axes)
     wide = {"precision": lax.Precision.HIGHEST, "preferred_element_type": x.dtype}
     params = eqn.primitive.get_bind_params({**eqn.params, **wide})
     operands = (x, kernel) if layer.side else (kernel, x)
@@ -83,10 +83,10 @@ def kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
     """Returns the kernel's consumed axes, as ordered in input rows, and the others."""
     numbers = layer.equation.params["dimension_numbers"]
     if _is_convolution(layer):
-        produced, consumed, *window = numbers.rhs_spec
+        produced, consumed, *window = (layer.axes[k] for k in numbers.rhs_spec)
         return [*window, consumed], [produced]
-    consumed = list(numbers[0][layer.side])
-    return consumed, [k for k in range(layer.rank) if k not in consumed]
+    consumed = [layer.axes[k] for k in numbers[0][layer.side]]
+    return consumed, [k for k in layer.axes if k not in consumed]
 
 
 def _is_convolution(layer: Layer) -> bool:
@@ -101,7 +101,8 @@ def _patches(x: Array, layer: Layer) -> Float[Array, "samples inputs"]:
     edges = zip(params["padding"], params["lhs_dilation"], strict=True)
     config = [(low, high, dilation - 1) for (low, high), dilation in edges]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
-    window = [layer.shape[k] for k in params["dimension_numbers"].rhs_spec[2:]]
+    places = params["dimension_numbers"].rhs_spec[2:]
+    window = [layer.shape[layer.axes[k]] for k in places]
     strides, dilations = params["window_strides"], params["rhs_dilation"]
     reach = [(n - 1) * d for n, d in zip(window, dilations, strict=True)]
     ends = [n - r for n, r in zip(x.shape[1:-1], reach, strict=True)]

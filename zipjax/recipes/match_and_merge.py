@@ -9,6 +9,7 @@ from zipjax.merging.assembling import merge_networks
 from zipjax.merging.each import OneOrEach
 from zipjax.merging.merged import Merged
 from zipjax.merging.networks import Networks
+from zipjax.merging.weights import Weights
 from zipjax.recipes.ascent import Report, coordinate_ascent
 from zipjax.recipes.presets import Recipe
 from zipjax.recipes.problem import MatchingProblem
@@ -24,7 +25,7 @@ def merge(
     *,
     moments: Mapping[str, Moments] | None = None,
     stop_at: str | int | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     key: Array | None = None,
     report: Report | None = None,
 ) -> Merged:
@@ -46,7 +47,11 @@ def merge(
         models have in common: with one spec everything, or, where the shapes of the
         outputs differ, everything before these; with several specs, up to the deepest
         cut that they share.
-      weights: interpolation weights of the models, with sum 1; equal by default. Only
+      weights: interpolation weights, one per model, with sum 1; equal by default. Or a
+        dictionary of such weights by parameter: its keys are paths, folders of paths or
+        patterns ("*/bias", where "*" also matches "/"). The last key that matches a
+        parameter counts; those without one are averaged equally. ``{"head": (1, 0)}``
+        keeps the first model's head, its inputs in the order of the merged units. Only
         for recipes that align: every merged unit takes one unit of each model.
       key: PRNG key for recipes that match perms in a random order.
       report: called with a :class:`Sweep` after every sweep of such a recipe.

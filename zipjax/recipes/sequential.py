@@ -10,11 +10,11 @@ from jaxtyping import Int
 from zipjax.batches import InputsOf
 from zipjax.merging.assembling import merge_units
 from zipjax.merging.each import OneOrEach, one_or_each
-from zipjax.merging.merged import Merged, heads_of
+from zipjax.merging.merged import Merged, functions_of, head_specs
 from zipjax.merging.networks import Networks
 from zipjax.recipes.match_and_merge import match
 from zipjax.recipes.presets import Recipe
-from zipjax.recipes.problem import check_num_units
+from zipjax.recipes.problem import check_comparable, check_num_units
 from zipjax.similarity.collecting import collect_moments
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, PyTree
@@ -38,10 +38,12 @@ def match_sequential(
     again once the layers before are merged. Here the units of a cut are compared in a
     partial zip up to the cut before: every model's own weights read merged units.
 
-    The steps are those of ``spec.cuts``, and each costs one pass over the batches.
-    A residual stream is one perm from its first block to its last, so that the steps
-    of a ResNet are its stages: all units of a stage are matched in the models' own
-    blocks, after the merged stages before. The first step is that of ``match``.
+    The steps are those of ``spec.cuts`` that add perms, and each costs one pass over
+    the batches. A residual stream is one perm from its first block to its last: it is
+    matched in the models' own blocks, at its first cut. With the cuts of an inferred
+    spec, the units within every block follow in turn, after the merged blocks before;
+    with closed cuts alone, all units of a stage are matched at once. The first step is
+    that of ``match``.
 
     Args:
       apply_fn: see :func:`zipjax.collect_moments`. Where ``num_units`` changes widths,
@@ -73,25 +75,39 @@ def match_sequential(
             "as a list"
         )
     networks = Networks.of(models, spec, stop_at)
+    check_comparable(networks, recipe)
     check_num_units(networks, recipe)
     trees = heads = list(networks.trees)
-    head_spec = one_or_each(networks.specs)
+    functions, specs = apply_fn, networks.specs
     assignments: dict[str, np.ndarray] = {}
     for cut in networks.spec.cuts[: networks.stop.number]:
+        new = [perm for perm in cut.perms if perm not in assignments]
+        if not new:
+            continue
         if assignments:
             before = cut.number - 1
             merged = merge_units(trees, networks.specs, assignments, stop_at=before)
             merged = calibrate(merged) if calibrate else merged
-            heads, head_spec = heads_of(merged), merged.spec
+            functions, heads = zip(*functions_of(apply_fn, merged), strict=True)
+            specs = head_specs(merged)
+        # What lies behind, or is matched, need not be compared.
+        own_specs = [own.only(new) for own in specs]
+        inside = networks.boundaries and all(own.boundaries for own in own_specs)
+        stop = networks.stop.name if inside else None
+        compared = one_or_each(own_specs)
         moments = collect_moments(
-            apply_fn, heads, head_spec, batches, inputs_of=inputs_of, devices=devices
+            functions,
+            heads,
+            compared,
+            batches,
+            inputs_of=inputs_of,
+            stop_at=stop,
+            devices=devices,
         )
-        new = [perm for perm in cut.perms if perm not in assignments]
         widths = {p: n for p, n in recipe.num_units.items() if p in new}
         own = dataclasses.replace(recipe, num_units=widths)
-        found = match(heads, head_spec, own, moments=moments, stop_at=cut.number)
-        assignments |= {perm: found[perm] for perm in new}
-    return assignments
+        assignments |= match(heads, compared, own, moments=moments, stop_at=stop)
+    return {perm: assignments[perm] for perm in networks.perms}
 
 
 def _check_recipe(recipe: Recipe) -> None:

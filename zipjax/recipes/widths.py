@@ -48,8 +48,9 @@ def allot_units(
     narrowed, until the merged network is within the budget. Groups, and the units in
     them, keep the models' width.
 
-    Costs are multiplications of data by kernels. Those of data by data (attention) and
-    convolutions in groups are left out.
+    Costs are multiplications of data by kernels. Those of data by data (attention),
+    convolutions in groups, and the unmerging at a cut inside a residual stream are left
+    out.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``; it must run with other widths if the
@@ -75,8 +76,7 @@ def allot_units(
     networks = Networks.of(models, spec, stop_at)
     check_moments(networks, recipe, moments)
     kernels = _kernels(apply_fn, networks.trees[0], spec, inputs)
-    copies = {path: 1 if path in networks.trunk else len(models) for path in kernels}
-    merged = [k._replace(uses=copies[path] * k.uses) for path, k in kernels.items()]
+    merged = [_merged(kernel, path, networks) for path, kernel in kernels.items()]
     losses = {
         perm: _losses(moments[perm], recipe, len(models), steps, smallest)
         for perm in networks.perms
@@ -114,10 +114,23 @@ def _kernels(
     program = trace(apply_fn, model, *inputs)
     found = {}
     for path, layer in find_layers(program).items():
+        if layer.part:
+            continue  # A stack's layers cannot differ in width.
         produced = math.prod(layer.shape[k] for k in kernel_axes(layer)[1])
         values = math.prod(program.avals[layer.equation.results[0]].shape)
         found[path] = _Kernel(spec.entries[path], layer.shape, values // produced)
     return found
+
+
+def _merged(kernel: _Kernel, path: str, networks: Networks) -> _Kernel:
+    """Returns a kernel as the merged model uses it: those of heads once per model."""
+    if path in networks.trunk:
+        return kernel
+    own = kernel._replace(uses=len(networks) * kernel.uses)
+    # After a cut inside a stream, heads keep their models' widths.
+    return (
+        own._replace(entries=(None,) * len(own.shape)) if networks.boundaries else own
+    )
 
 
 def _losses(

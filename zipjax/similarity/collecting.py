@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +13,15 @@ import numpy as np
 from zipjax.batches import InputsOf, input_batches
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.networks import Networks
-from zipjax.program.program import compute_values, trace
+from zipjax.program.signatures import signature_of
+from zipjax.similarity.activations import Activations, activations, traced_taps
 from zipjax.similarity.moments import Moments
-from zipjax.spec.blocks import unit_views
+from zipjax.spec.depth import Boundary
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.tracing.taps import find_taps
-from zipjax.trees import path_leaves
-from zipjax.types import ApplyFn, Array, PyTree
+from zipjax.spec.verify import check_any_perms
+from zipjax.types import ApplyFn, PyTree
+
+_LOG = logging.getLogger(__name__)
 
 PermMoments = dict[str, Moments]
 
@@ -30,13 +33,15 @@ def collect_moments(
     batches: Iterable[Any],
     *,
     inputs_of: InputsOf | None = None,
+    stop_at: str | int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, Moments]:
     """Collects the moments of every perm's units, of all models together.
 
     Units of model i of a perm with n units have the positions [i * n, (i + 1) * n),
     those of a perm nested in groups group by group. All other axes of an activation
-    are samples: of an NHWC tensor, every position.
+    are samples: of an NHWC tensor, every position. Layers that are stacked for a scan
+    are read inside it; a batch's activations of all of them are then held at once.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced, never
@@ -52,57 +57,40 @@ def collect_moments(
       inputs_of: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
         positional inputs whose leading axis is the batch). By default a batch is its
         own input, or a tuple of inputs.
+      stop_at: where the zip will stop, see :func:`zipjax.merge`: units are then read
+        before that, or where they are next, and the moments are for such a zip only.
+        For a cut inside a residual stream this is better: a stream's units are not the
+        same features at its end. By default all perms are read, as late as possible,
+        for any zip.
       devices: devices to share every batch among; all local ones by default. A batch
-        whose size they do not divide runs on the largest number of them that does.
+        whose size they do not divide runs on the largest number of them that does, and
+        one with inputs of different lengths (a mask, a raw PRNG key) on one.
 
     Returns:
-      ``{perm: Moments}`` in float32 or better, in depth order.
+      ``{perm: Moments}`` in float32 or better, in depth order. Perms that lie on no
+      value that can be read are left out: recipes match them by their weights.
 
     Raises:
       ValueError: if the models or the spec do not fit together, if there are no
-        batches, if a batch is empty or holds NaN, or if activations are not finite.
+        batches, if a batch is empty or holds NaN, if activations are not finite, or if
+        units were seen in one sample alone.
     """
     functions = each(apply_fn, len(models), "functions")
-    networks = Networks.of(models, spec)
-    collector = _Collector(functions, networks, tuple(devices or jax.local_devices()))
+    networks = Networks.of(models, spec, stop_at)
+    check_any_perms(networks.spec)
+    if not networks.perms:
+        raise ValueError(
+            "stop_at = 0 zips nothing, so that no moments are needed: merge by "
+            "zipjax.average()"
+        )
+    own = tuple(devices or jax.local_devices())
+    collector = _Collector(functions, networks, own, stops=stop_at is not None)
     for arrays in input_batches(batches, inputs_of):
         collector.add(arrays)
     moments = collector.result()
-    _check_finite(moments, networks.spec)
+    _check_finite(moments, networks)
+    _check_counts(moments, networks)
     return moments
-
-
-def tapped_units(
-    apply_fn: ApplyFn,
-    model: PyTree,
-    spec: PermutationSpec,
-    inputs: Sequence[Any],
-    perms: Collection[str] | None = None,
-) -> dict[str, Array]:
-    """Returns every perm's activations ``[samples, units]`` of one model.
-
-    Args:
-      apply_fn: ``apply_fn(params, *inputs)``.
-      model: parameter pytree.
-      spec: the permutation spec.
-      inputs: the other inputs.
-      perms: the perms of the trunk that models of several functions have in common;
-        see :func:`find_taps`.
-    """
-    program = trace(apply_fn, model, *inputs)
-    found = find_taps(program, spec, perms)
-    taps = [(perm, tap) for perm, both in found.items() for tap in both]
-    values = compute_values(
-        program,
-        path_leaves(model),
-        jax.tree_util.tree_leaves(inputs),
-        [tap.value for _, tap in taps],
-    )
-    views: dict[str, list[Array]] = {perm: [] for perm in found}
-    for (perm, tap), value in zip(taps, values, strict=True):
-        groups = spec.perms[perm].groups
-        views[perm] += unit_views(value, tap.entries, spec.sizes, perm, groups)
-    return {perm: jnp.concatenate(parts) for perm, parts in views.items()}
 
 
 class _Collector:
@@ -113,30 +101,31 @@ class _Collector:
         functions: Sequence[ApplyFn],
         networks: Networks,
         devices: tuple[Any, ...],
+        *,
+        stops: bool,
     ) -> None:
-        self._networks, self._devices = networks, devices
-        self._function = functools.partial(
-            _parallel, one_or_each(functions), one_or_each(networks.specs)
+        self._networks, self._devices, self._functions = networks, devices, functions
+        trunk = stops or len(set(networks.specs)) > 1
+        self._perms = networks.perms if trunk else None
+        self._ends = (networks.boundaries if trunk else ()) or (None,) * len(networks)
+        self._source = networks.source(stops)
+        self._step = _step_of(
+            one_or_each(functions), one_or_each(networks.specs), self._perms, self._ends
         )
-        self._empty = {
-            perm: Moments.empty(len(networks) * networks.spec.units(perm))
-            for perm in networks.common_perms
-        }
         self._states: dict[int, tuple[PermMoments, list[PyTree]]] = {}
 
     def add(self, arrays: tuple[Any, ...]) -> None:
         """Adds a batch, shared among as many devices as divide it."""
-        size = np.shape(jax.tree_util.tree_leaves(arrays)[0])[0]
-        count = max(k for k in range(1, len(self._devices) + 1) if size % k == 0)
-        replicate, step = self._function(self._devices[:count])
+        count = _num_shares(arrays, len(self._devices))
+        shards = jax.tree_util.tree_map(lambda x: _shares(x, count), arrays)
+        one_share = jax.tree_util.tree_map(lambda x: x[0], shards)
+        self._trace(one_share)
+        replicate, step = _parallel(self._step, self._devices[:count])
         if count not in self._states:
             # The parameters are copied to every device once, not with every batch.
-            start = self._empty, list(self._networks.trees)
+            start = self._empty(one_share), list(self._networks.trees)
             self._states[count] = replicate(np.zeros(count), start)
         state, models = self._states[count]
-        shards = jax.tree_util.tree_map(
-            lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), arrays
-        )
         self._states[count] = step(state, models, shards), models
 
     def result(self) -> PermMoments:
@@ -147,69 +136,182 @@ class _Collector:
             for host in [jax.device_get(state)]
             for k in range(count)
         ]
-        totals = {
-            perm: functools.reduce(Moments.merge, (shard[perm] for shard in shards))
-            for perm in self._empty
-        }
         return {
-            perm: dataclasses.replace(moments, source=self._networks.fingerprint)
-            for perm, moments in totals.items()
+            perm: dataclasses.replace(
+                functools.reduce(_merge, (shard[perm] for shard in shards)),
+                source=self._source,
+            )
+            for perm in shards[0]
         }
+
+    def _trace(self, inputs: tuple[Any, ...]) -> None:
+        """Traces the models outside of the compiled step, which finds the result."""
+        networks = self._networks
+        for function, spec, end, tree in zip(
+            self._functions, networks.specs, self._ends, networks.trees, strict=True
+        ):
+            shapes = signature_of(tree), signature_of(inputs)
+            traced_taps(function, spec, self._perms, end, *shapes)
+
+    def _empty(self, inputs: tuple[Any, ...]) -> PermMoments:
+        """Returns the moments of no samples, as those of a batch are laid out."""
+        layout = jax.eval_shape(self._step, list(self._networks.trees), inputs)
+        return jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), layout)
+
+
+def _num_shares(arrays: tuple[Any, ...], most: int) -> int:
+    """Returns the largest number of devices that a batch can be shared among."""
+    leaves = jax.tree_util.tree_leaves(arrays)
+    sizes = {jnp.shape(x)[0] for x in leaves if jnp.ndim(x)}
+    if len(sizes) != 1:
+        return 1
+    (size,) = sizes
+    return max(k for k in range(1, most + 1) if size % k == 0)
+
+
+def _shares(x: Any, count: int) -> Any:
+    """Returns an input as ``[devices, ...]``; what has no batch axis is repeated."""
+    if not jnp.ndim(x):
+        return jnp.stack([x] * count)
+    if count == 1:
+        return x[None]
+    return jnp.reshape(x, (count, -1, *jnp.shape(x)[1:]))
+
+
+Step = Callable[[list[PyTree], tuple[Any, ...]], PermMoments]
+
+
+@functools.lru_cache(maxsize=16)
+def _step_of(
+    apply_fn: OneOrEach[ApplyFn],
+    spec: OneOrEach[PermutationSpec],
+    perms: tuple[str, ...] | None,
+    ends: tuple[Boundary | None, ...],
+) -> Step:
+    """Returns the function of one batch's moments, the same one between calls."""
+    return functools.partial(_batch_moments, apply_fn, spec, perms, ends)
 
 
 @functools.lru_cache(maxsize=16)
 def _parallel(
-    apply_fn: OneOrEach[ApplyFn],
-    spec: OneOrEach[PermutationSpec],
-    devices: tuple[Any, ...],
+    batch_moments: Step, devices: tuple[Any, ...]
 ) -> tuple[Callable[..., Any], Callable[..., PermMoments]]:
     """Returns a function that copies a pytree to the devices, and the step they run.
 
     Kept between calls, so that the same network is compiled once.
     """
+
+    def step(
+        state: PermMoments, models: list[PyTree], inputs: tuple[Any, ...]
+    ) -> PermMoments:
+        new = batch_moments(models, inputs)
+        return {perm: _merge(state[perm], new[perm]) for perm in state}
+
     replicate = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
-    step = functools.partial(_step, apply_fn, spec)
     return replicate, jax.pmap(step, devices=devices, donate_argnums=0)
 
 
-def _step(
+def _batch_moments(
     apply_fn: OneOrEach[ApplyFn],
     spec: OneOrEach[PermutationSpec],
-    state: PermMoments,
+    perms: tuple[str, ...] | None,
+    ends: tuple[Boundary | None, ...],
     models: list[PyTree],
     inputs: tuple[Any, ...],
 ) -> PermMoments:
-    """Adds one device's share of a batch."""
+    """Returns the moments of one device's share of a batch."""
     functions = each(apply_fn, len(models), "functions")
     specs = each(spec, len(models), "specs")
-    perms = tuple(state) if isinstance(spec, tuple) else None
-    per_model = [
-        tapped_units(function, model, own, inputs, perms)
-        for function, model, own in zip(functions, models, specs, strict=True)
+    found = [
+        activations(function, model, own, inputs, perms, end)
+        for function, model, own, end in zip(
+            functions, models, specs, ends, strict=True
+        )
     ]
     return {
-        perm: moments.update(_side_by_side(perm, [u[perm] for u in per_model]))
-        for perm, moments in state.items()
+        perm: _moments(_side_by_side(perm, [own[perm] for own in found]), specs[0])
+        for perm in found[0]
     }
 
 
-def _side_by_side(perm: str, units: Sequence[Array]) -> Array:
-    counts = [len(samples) for samples in units]
-    if len(set(counts)) > 1:
+def _moments(read: Activations, spec: PermutationSpec) -> Moments:
+    """Returns the moments of all models' activations of a perm."""
+    return (
+        jax.vmap(_element_moments)(read)
+        if spec.elements(read.perm)
+        else (_element_moments(jax.tree_util.tree_map(lambda x: x[0], read)))
+    )
+
+
+def _element_moments(read: Activations) -> Moments:
+    """Returns the moments of ``[places, samples, units]``."""
+    earlier = [Moments.of(x) for x in read.earlier]
+    if all(x.shape[0] == 1 for x in read.last):
+        last = Moments.of(jnp.concatenate([x[0] for x in read.last]))
+    else:
+        last = Moments.pooled([Moments.of(x) for x in read.last])
+    before = Moments.pooled(earlier) if earlier else None
+    return dataclasses.replace(last, earlier=before)
+
+
+def _merge(left: Moments, right: Moments) -> Moments:
+    """Merges the moments of a perm; of perms nested in an index, those of each."""
+    return (jax.vmap(Moments.merge) if left.m2.ndim == 3 else Moments.merge)(
+        left, right
+    )
+
+
+def _side_by_side(perm: str, read: Sequence[Activations]) -> Activations:
+    shapes = {tuple(x.shape[:-1] for x in (*own.last, *own.earlier)) for own in read}
+    if len(shapes) > 1:
         raise ValueError(
-            f"the units of perm {perm!r} are read at {counts} positions of one batch "
-            "in the models: their functions do not read them alike. Let every head "
-            "read the trunk's output, and resize after its first layer"
+            f"the units of perm {perm!r} are read at positions of the shapes "
+            f"{sorted(shapes)} of one batch in the models: their functions do not read "
+            "them alike. Let every head read the trunk's output, and resize after its "
+            "first layer"
         )
-    return jnp.concatenate(list(units), axis=1)
+    return jax.tree_util.tree_map(lambda *x: jnp.concatenate(x, axis=-1), *read)
 
 
-def _check_finite(moments: PermMoments, spec: PermutationSpec) -> None:
+def _check_finite(moments: Mapping[str, Moments], networks: Networks) -> None:
+    num_models = len(networks)
     for perm, moment in moments.items():
-        finite = np.isfinite(np.asarray(jnp.diag(moment.m2) + moment.mean))
+        diagonal = np.diagonal(np.asarray(moment.m2), axis1=-2, axis2=-1)
+        finite = np.isfinite(diagonal).reshape(
+            -1, num_models, diagonal.shape[-1] // num_models
+        )
         if not finite.all():
-            guilty = sorted({int(u) // spec.units(perm) for u in np.where(~finite)[0]})
+            networks.check_finite()
+            guilty = np.flatnonzero(~finite.all((0, 2))).tolist()
             raise ValueError(
                 f"the activations of perm {perm!r} are not finite in the models "
-                f"{guilty}: check that their parameters hold no NaN"
+                f"{guilty}, though their parameters are: these overflow on the inputs"
             )
+
+
+def _check_counts(moments: Mapping[str, Moments], networks: Networks) -> None:
+    """Checks that there were samples; warns if they are few."""
+    few = []
+    for perm, moment in moments.items():
+        elements = networks.spec.elements(perm) or 1
+        count = int(np.sum(moment.count)) // elements
+        if count < 2:
+            raise ValueError(
+                f"the units of perm {perm!r} were seen in {count} sample: one does not "
+                "tell units apart. Pass more inputs"
+            )
+        if count < networks.spec.units(perm):
+            few.append(f"{perm!r} ({count} samples, {networks.spec.units(perm)} units)")
+    if few:
+        _LOG.warning(
+            "fewer samples than units tell units apart badly: pass more inputs. "
+            "This concerns the perms %s",
+            ", ".join(few),
+        )
+    missing = [perm for perm in networks.perms if perm not in moments]
+    if missing:
+        _LOG.warning(
+            "no value that can be read holds the units of the perms %s: recipes match "
+            "them by their weights alone",
+            missing,
+        )

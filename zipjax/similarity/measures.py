@@ -17,13 +17,13 @@ from jaxtyping import Float
 
 from zipjax.merging.weights import Matrices, multiply_axes
 from zipjax.similarity.moments import Moments
-from zipjax.spec.blocks import array_blocks, flat_units, unit_axes
+from zipjax.spec.blocks import array_blocks, group_axes, joined_axes
 from zipjax.spec.entries import Axis, Entries, entry_names, rename
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.types import Array, Leaves
 
 Metric = Literal["correlation", "cosine", "inner"]
-UnitSimilarity = Float[np.ndarray, "units units"]
+UnitSimilarity = Float[np.ndarray, "*elements units units"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,17 @@ class Similarity:
 
 
 def activation_similarity(moments: Moments) -> UnitSimilarity:
-    """Returns the correlations of the units' activations, in float64 on the host."""
-    return np.asarray(moments.correlation(), np.float64)
+    """Returns the correlations of the units' activations, in float64 on the host.
+
+    Args:
+      moments: the moments of a perm.
+
+    Returns:
+      ``[N*n, N*n]``; of a perm nested in indices one such matrix for each element.
+    """
+    if np.ndim(moments.m2) == 2:
+        return np.asarray(moments.correlation(), np.float64)
+    return np.asarray(jax.lax.map(Moments.correlation, moments), np.float64)
 
 
 def weight_similarity(
@@ -101,7 +110,8 @@ def weight_similarity(
 
     Returns:
       ``[N*n, N*n]`` in float64 on the host, of the units of all groups of all models;
-      None if no parameter is compared here.
+      of a perm nested in indices, one such matrix for each of their elements. None if
+      no parameter is compared here.
     """
     samples = []
     for path in dict.fromkeys(path for path, _, _ in spec.members(perm)):
@@ -109,7 +119,10 @@ def weight_similarity(
             samples += _parameter_samples(
                 stacked[path], spec, path, perm, matrices, swapped, once
             )
-    return np.asarray(_compared(samples, metric), np.float64) if samples else None
+    if not samples:
+        return None
+    compared = np.asarray(_compared(samples, metric), np.float64)
+    return compared[0] if spec.elements(perm) is None else compared
 
 
 def _parameter_samples(
@@ -121,7 +134,7 @@ def _parameter_samples(
     swapped: bool,
     once: bool,
 ) -> list[Array]:
-    """Returns one parameter's part of the representation: ``[samples, N*units]``."""
+    """Returns a parameter's part of it: ``[elements, samples, N*units]`` arrays."""
     entries = spec.entries[path]
     # Perms are numbered: parameters with alike entries share a compiled program.
     numbers = {name: str(k) for k, name in enumerate(entry_names(entries))}
@@ -168,7 +181,7 @@ def _merged_samples(
       once: see :func:`weight_similarity`.
 
     Returns:
-      ``[samples, N*units]``, one for each block that has the perm.
+      ``[elements, samples, N*units]``, one for each block that has the perm.
     """
     by_name = dict(perms)
     sizes = {name: x.size for name, x in by_name.items()}
@@ -187,8 +200,8 @@ def _merged_samples(
         ]
 
     wide = parameter.astype(jnp.promote_types(parameter.dtype, jnp.float32))
-    found = jax.vmap(blocks_of)(wide, factors)  # Each [models, samples, units].
-    return [jnp.concatenate(list(block), axis=1) for block in found]
+    found = jax.vmap(blocks_of)(wide, factors)  # [models, elements, samples, units].
+    return [jnp.concatenate(list(block), axis=-1) for block in found]
 
 
 def _merged_block(
@@ -201,11 +214,13 @@ def _merged_block(
     *,
     once: bool,
 ) -> Array:
-    """Returns ``[samples, units]`` of one axis, the others in the merged space."""
-    units = unit_axes(axes, number, perms[perm].groups)
+    """Returns one axis' ``[elements, samples, units]``, the others merged."""
+    elements, units = group_axes(axes, number, perms[perm].groups)
     others = [k for k in range(len(axes)) if k not in units]
     merged = multiply_axes(block, axes, perms, own, numbers=others)
-    samples = flat_units(merged, units)
+    samples = joined_axes(
+        merged, (elements, [k for k in others if k not in elements], units)
+    )
     return samples / len(_compared_axes(axes, perms)) ** 0.5 if once else samples
 
 
@@ -227,9 +242,16 @@ def _renamed(perm: Perm, names: Mapping[str, str]) -> Perm:
 
 @functools.partial(jax.jit, static_argnames="metric")
 def _compared(parts: list[Array], metric: Metric) -> Array:
-    samples = jnp.concatenate(parts)
+    return jax.vmap(functools.partial(_compared_units, metric=metric))(
+        jnp.concatenate(parts, axis=1)
+    )
+
+
+def _compared_units(
+    samples: Float[Array, "samples units"], metric: Metric
+) -> Float[Array, "units units"]:
     if metric == "correlation":
-        return Moments.empty(samples.shape[1]).update(samples).correlation()
+        return Moments.of(samples).correlation()
     inner = jnp.matmul(samples.T, samples, precision=jax.lax.Precision.HIGHEST)
     if metric == "inner":
         return inner

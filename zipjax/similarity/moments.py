@@ -8,14 +8,19 @@ samples a and b combine (Chan, Golub, LeVeque 1979) with d = m_b - m_a into
 so that batches, devices and hosts share one rule. S is never formed as a difference of
 large numbers, and the mean is kept as an unevaluated sum of two floats: a mean a
 thousand times the deviation loses nothing in float32.
+
+Units that are read in several places have a mean of their own in each; S is the sum
+over all places. A unit's variance is thus what it varies within places, not by what it
+differs from place to place.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from zipjax.types import AnyArray
 
@@ -25,11 +30,18 @@ from zipjax.types import AnyArray
 class Moments:
     """Sufficient statistics of the units of all models at one tap.
 
+    Units of perms that are nested in an index (scanned layers) are compared within each
+    of its elements alone: their moments have the elements as first axis of all arrays,
+    and methods are for ``jax.vmap``.
+
     Attributes:
-      count: number of samples, a scalar (exact to 2^24, then as float32).
-      mean: the units' means ``[units]``, leading part.
+      count: number of samples, a scalar (exact to 2^24, then as float32);
+        ``[places]`` where the units are read in several places.
+      mean: the units' means ``[units]``, leading part; or ``[places, units]``.
       mean_tail: what rounding left out of ``mean``.
       m2: centred second moment ``[units, units]``: sum of (x - mean)(x - mean)^T.
+      earlier: the moments in earlier places (of a residual stream, before later
+        blocks), which tell units apart that are constant here; None if there are none.
       source: which models and spec they were collected for; None if unknown.
     """
 
@@ -38,34 +50,62 @@ class Moments:
     mean: Any
     mean_tail: Any
     m2: Any
+    earlier: "Moments | None" = None
     source: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def empty(cls, units: int, source: str | None = None) -> "Moments":
         """Returns the moments of no samples, in float32 (float64 under x64)."""
         zeros = jnp.zeros(units, _accumulator(jnp.float32))
-        return cls(
-            zeros.sum(), zeros, zeros, jnp.zeros((units, units), zeros.dtype), source
-        )
+        square = jnp.zeros((units, units), zeros.dtype)
+        return cls(zeros.sum(), zeros, zeros, square, source=source)
 
-    def update(self, samples: Float[AnyArray, "samples units"]) -> "Moments":
-        """Returns the moments with these samples added, in float32 or better."""
+    @classmethod
+    def of(
+        cls,
+        samples: Float[AnyArray, "*places samples units"],
+        source: str | None = None,
+    ) -> "Moments":
+        """Returns the moments of samples, in float32 or better."""
         x = jnp.asarray(samples, _accumulator(samples.dtype))
-        shift = x.mean(0)
+        shift = x.mean(-2)
         # Differences of neighbouring floats are exact, so the second mean sees what
         # the first one rounded away.
-        offset = x - shift
-        tail = offset.mean(0)
-        centred = offset - tail
+        offset = x - shift[..., None, :]
+        tail = offset.mean(-2)
+        centred = (offset - tail[..., None, :]).reshape(-1, x.shape[-1])
         m2 = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
-        count = jnp.asarray(x.shape[0], x.dtype)
-        return self.merge(Moments(count, *_two_sum(shift, tail), m2, self.source))
+        count = jnp.full(x.shape[:-2], x.shape[-2], x.dtype)
+        return cls(count, *_two_sum(shift, tail), m2, source=source)
+
+    @classmethod
+    def pooled(cls, parts: "Sequence[Moments]") -> "Moments":
+        """Returns the moments of units that are read in several places.
+
+        Args:
+          parts: the moments in each place, or in several.
+        """
+
+        def places(arrays: list[Any], rank: int) -> Array:
+            opened = [jnp.reshape(x, (-1, *x.shape[x.ndim - rank :])) for x in arrays]
+            return jnp.concatenate(opened)
+
+        return cls(
+            places([part.count for part in parts], 0),
+            places([part.mean for part in parts], 1),
+            places([part.mean_tail for part in parts], 1),
+            sum((part.m2 for part in parts[1:]), parts[0].m2),
+        )
+
+    def update(self, samples: Float[AnyArray, "*places samples units"]) -> "Moments":
+        """Returns the moments with these samples added, in float32 or better."""
+        return self.merge(Moments.of(samples, self.source))
 
     def merge(self, other: "Moments") -> "Moments":
         """Returns the moments of both sets of samples together.
 
         Raises:
-          ValueError: if the two were collected for different models or sizes.
+          ValueError: if the two were collected for different models, sizes or places.
         """
         if (self.source, self.mean.shape) != (other.source, other.mean.shape):
             raise ValueError(
@@ -74,20 +114,23 @@ class Moments:
                 "collect both for the same models and spec"
             )
         count = self.count + other.count
-        share = other.count / jnp.maximum(count, 1)
+        share = (other.count / jnp.maximum(count, 1))[..., None]
         # In two parts: from no samples at all, the distance is the whole mean.
         lead, rest = _two_sum(other.mean, -self.mean)
         rest = rest + (other.mean_tail - self.mean_tail)
         head, tail = _two_sum(self.mean, lead * share)
         head, tail = _two_sum(head, tail + (self.mean_tail + rest * share))
         delta = lead + rest
-        spread = jnp.outer(delta, delta) * (self.count * share)
+        spread = _outer(delta, delta * (self.count[..., None] * share))
         m2 = self.m2 + other.m2 + spread
-        return Moments(count, head, tail, m2, self.source)
+        earlier = None
+        if self.earlier is not None and other.earlier is not None:
+            earlier = self.earlier.merge(other.earlier)
+        return Moments(count, head, tail, m2, earlier, self.source)
 
     def covariance(self) -> Float[Array, "units units"]:
         """Returns the covariance over the samples (divided by their count)."""
-        return self.m2 / jnp.maximum(self.count, 1)
+        return self.m2 / jnp.maximum(self.count.sum(), 1)
 
     def deviation(self) -> Float[Array, "units"]:
         """Returns the standard deviations; 0 for a unit that is constant.
@@ -95,20 +138,30 @@ class Moments:
         Constant means: to the rounding of a float of its size.
         """
         std = jnp.sqrt(jnp.maximum(jnp.diag(self.covariance()), 0))
-        return jnp.where(std > self._rounding(), std, 0)
+        rounding = self._rounding().reshape(-1, std.shape[0]).max(0)
+        return jnp.where(std > rounding, std, 0)
 
     def correlation(self) -> Float[Array, "units units"]:
         """Returns Pearson's correlations, in [-1, 1].
 
-        A constant unit has correlation 1 with those of the same constant (two dead
-        units are one feature, and leave room for others when merged) and 0 with the
-        others; never NaN.
+        Two units that are constant here have the correlation that they have in earlier
+        places. Units that are constant everywhere have correlation 1 with those of the
+        same constants (two dead units are one feature, and leave room for others when
+        merged) and 0 with the others; never NaN.
         """
         # Other sources, the same shapes: one compiled program per size.
-        return dataclasses.replace(self, source=None)._correlation()
+        return _correlation(_without_source(self))
 
-    @jax.jit
-    def _correlation(self) -> Float[Array, "units units"]:
+    def _rounding(self) -> Float[Array, "*places units"]:
+        """Returns the deviation that rounding alone gives units with these means."""
+        return 4 * jnp.finfo(self.mean.dtype).eps * jnp.abs(self.mean)
+
+    def _constant(self) -> Bool[Array, "units"]:
+        # One sample does not show that a unit is constant.
+        return (self.deviation() == 0) & (self.count.sum() > 1)
+
+    def _raw_correlation(self) -> Float[Array, "units units"]:
+        """Returns the correlations, 0 for units that are constant here."""
         std = self.deviation()
         scale = jnp.where(std > 0, 1 / jnp.where(std > 0, std, 1), 0)
         # Scaling by rows, then by columns: the product of two tiny deviations
@@ -117,16 +170,42 @@ class Moments:
         # Symmetric to the last bit, however the products above are fused.
         upper = jnp.triu(raw, 1)
         clipped = jnp.clip(upper + upper.T, -1, 1)
-        gap = jnp.abs(self.mean[:, None] - self.mean)
-        rounding = self._rounding()
-        equal = gap <= jnp.maximum(rounding[:, None], rounding)
-        # One sample does not show that a unit is constant.
-        same = equal & (std == 0)[:, None] & (std == 0) & (self.count > 1)
-        return jnp.where(same | jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
+        return jnp.where(jnp.eye(std.shape[0], dtype=bool), 1.0, clipped)
 
-    def _rounding(self) -> Float[Array, "units"]:
-        """Returns the deviation that rounding alone gives units with these means."""
-        return 4 * jnp.finfo(self.mean.dtype).eps * jnp.abs(self.mean)
+    def _equal_means(self) -> Bool[Array, "units units"]:
+        """Returns which units have the same mean, to rounding, in every place."""
+        means = self.mean.reshape(-1, self.mean.shape[-1])
+        rounding = self._rounding().reshape(means.shape)
+
+        def within(equal: Any, place: Any) -> tuple[Any, None]:
+            mean, spread = place
+            gap = jnp.abs(mean[:, None] - mean)
+            return equal & (gap <= jnp.maximum(spread[:, None], spread)), None
+
+        # One place after the other: each takes as much memory as the covariance.
+        everywhere = jnp.ones((means.shape[-1],) * 2, bool)
+        return jax.lax.scan(within, everywhere, (means, rounding))[0]
+
+
+@jax.jit
+def _correlation(moments: Moments) -> Float[Array, "units units"]:
+    constant, found = moments._constant(), moments._raw_correlation()
+    pairs = constant[:, None] & constant
+    same = moments._equal_means().astype(found.dtype)
+    if moments.earlier is None:
+        there = same
+    else:
+        before = moments.earlier
+        still = before._constant()[:, None] & before._constant()
+        there = _correlation(before) * jnp.where(still, same, 1)
+    mixed = jnp.where(pairs, there, found)
+    return jnp.where(jnp.eye(constant.shape[0], dtype=bool), 1.0, mixed)
+
+
+def _without_source(moments: Moments) -> Moments:
+    before = moments.earlier
+    earlier = None if before is None else _without_source(before)
+    return dataclasses.replace(moments, earlier=earlier, source=None)
 
 
 def _accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
@@ -134,9 +213,17 @@ def _accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.zeros(()).dtype)
 
 
+def _outer(
+    a: Float[AnyArray, "*places units"], b: Float[AnyArray, "*places units"]
+) -> Float[AnyArray, "units units"]:
+    """Returns a b^T, summed over the places."""
+    rows, columns = jnp.atleast_2d(a), jnp.atleast_2d(b)
+    return jnp.matmul(rows.T, columns, precision=jax.lax.Precision.HIGHEST)
+
+
 def _two_sum(
-    a: Float[AnyArray, "units"], b: Float[AnyArray, "units"]
-) -> tuple[Float[AnyArray, "units"], Float[AnyArray, "units"]]:
+    a: Float[AnyArray, "*places units"], b: Float[AnyArray, "*places units"]
+) -> tuple[Float[AnyArray, "*places units"], Float[AnyArray, "*places units"]]:
     """Returns a + b and its rounding error (Knuth)."""
     total = a + b
     virtual = total - a

@@ -7,16 +7,18 @@ changes units (permuting, merging, activations) uses :func:`map_atoms` or
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from zipjax.spec.entries import (
     Axis,
     Entries,
     Entry,
+    Index,
     Product,
     Sum,
     atom_name,
@@ -79,26 +81,59 @@ def array_blocks(
     yield array, entries
 
 
-def unit_views(
+def unit_samples(
     array: Array,
     entries: Entries,
     sizes: Mapping[str, int],
     perm: str,
     groups: tuple[str, ...] = (),
-) -> Iterator[Array]:
-    """Yields ``[samples, units]`` views, one for every occurrence of a perm.
+    loops: int = 0,
+) -> Iterator[Float[Array, "elements places samples units"]]:
+    """Yields a perm's activations, once for every occurrence of the perm.
+
+    Axes without a perm are samples. Those of other perms cannot be: models have their
+    units in different orders. Their mean and their root mean square over these units,
+    which do not depend on the order, count as two places.
 
     Args:
-      array: an activation or a parameter.
+      array: an activation.
       entries: one entry per axis.
       sizes: number of units of every perm along these axes.
-      perm: the perm whose units become the last axis; all other axes are samples.
-      groups: the perms and indices that the perm is nested in. They become part of the
-        last axis, outermost first: the units of different groups stay distinct.
+      perm: the perm.
+      groups: the perms and indices that the perm is nested in. Indices become the
+        elements, of which each is compared on its own. The others become part of the
+        units, outermost first: the units of different groups stay distinct.
+      loops: how many of the first axes are iterations of scans. Those that are not
+        elements are places, whose means may differ.
     """
     for block, atoms in array_blocks(array, entries, sizes):
         for number in perm_axes(atoms, perm):
-            yield flat_units(block, unit_axes(atoms, number, groups))
+            elements, units = group_axes(atoms, number, groups)
+            places = [k for k in range(loops) if k not in elements]
+            others = [
+                k
+                for k, atom in enumerate(atoms)
+                if isinstance(atom, Axis) and k not in units
+            ]
+            kept = (*elements, *places, *others, *units)
+            samples = [k for k in range(len(atoms)) if k not in kept]
+            axes = (elements, places, samples, others, units)
+            yield _reduced(joined_axes(block, axes), keep=not others)
+
+
+def _reduced(
+    x: Float[Array, "elements places samples others units"], *, keep: bool
+) -> Float[Array, "elements all_places samples units"]:
+    if keep:
+        return x[:, :, :, 0]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.concatenate([wide.mean(3), jnp.sqrt((wide**2).mean(3))], axis=1)
+
+
+def joined_axes(block: Array, axes: Sequence[Sequence[int]]) -> Array:
+    """Returns a block with one axis for each of these tuples of its own axes."""
+    moved = jnp.transpose(block, [k for own in axes for k in own])
+    return moved.reshape([math.prod(block.shape[k] for k in own) for own in axes])
 
 
 def perm_axes(atoms: Entries, perm: str) -> list[int]:
@@ -106,22 +141,25 @@ def perm_axes(atoms: Entries, perm: str) -> list[int]:
     return [k for k, x in enumerate(atoms) if isinstance(x, Axis) and x.perm == perm]
 
 
-def unit_axes(atoms: Entries, number: int, groups: tuple[str, ...]) -> tuple[int, ...]:
-    """Returns the axes of the groups, outermost first, followed by that of the units.
+def group_axes(
+    atoms: Entries, number: int, groups: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the axes of a perm's indices, and those of its groups and its units.
 
     >>> heads, features = Axis("heads", "out"), Axis("features", "out")
-    >>> unit_axes((features, None, heads), 0, ("heads",))
-    (2, 0)
+    >>> block = (features, None, heads, Index("layers", 3))
+    >>> group_axes(block, 0, ("layers", "heads"))
+    ((3,), (2, 0))
+
+    Args:
+      atoms: a block's entries.
+      number: the axis of the perm.
+      groups: the perms and indices that the perm is nested in, outermost first.
     """
     places = {atom_name(entry): k for k, entry in enumerate(atoms)}
-    return (*(places[group] for group in groups), number)
-
-
-def flat_units(block: Array, axes: tuple[int, ...]) -> Array:
-    """Returns a block as ``[samples, units]``: the given axes are joined as units."""
-    units = math.prod(block.shape[k] for k in axes)
-    last = tuple(range(-len(axes), 0))
-    return jnp.moveaxis(block, axes, last).reshape(-1, units)
+    axes = [places[group] for group in groups]
+    fixed = tuple(k for k in axes if isinstance(atoms[k], Index))
+    return fixed, (*(k for k in axes if k not in fixed), number)
 
 
 def _size(entry: Entry, sizes: Mapping[str, int]) -> int:

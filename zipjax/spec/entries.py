@@ -18,8 +18,9 @@ permutations U = M^T and the role does not matter; for a zip it does.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 Role = Literal["out", "in"]
@@ -96,6 +97,33 @@ Entry: TypeAlias = Axis | Fixed | Index | Product | Sum | Family | None
 Entries: TypeAlias = tuple[Entry, ...]
 
 
+def part_entries(entries: Entries, part: Mapping[int, int]) -> Entries:
+    """Returns the entries of a part of an array, as selected by constant indices.
+
+    >>> family = Family(0, (Axis("a", "out"), Axis("b", "out")))
+    >>> part_entries((Sum((Fixed(1), Fixed(1))), None, family), {0: 1})
+    (None, Axis(perm='b', role='out'))
+
+    Args:
+      entries: those of the array.
+      part: the position at every axis that is selected.
+    """
+
+    def member(entry: Entry) -> Entry:
+        if not isinstance(entry, Family):
+            return entry
+        if entry.index not in part:
+            before = sum(axis < entry.index for axis in part)
+            return dataclasses.replace(entry, index=entry.index - before)
+        index = entries[entry.index]
+        parts = index.parts if isinstance(index, Sum) else ()
+        ends = itertools.accumulate(entry_size(x, {}) or 1 for x in parts)
+        number = sum(end <= part[entry.index] for end in ends)
+        return entry.members[number]
+
+    return tuple(member(x) for k, x in enumerate(entries) if k not in part)
+
+
 def axes_of(entry: Entry) -> Iterator[Axis]:
     """Yields the ``Axis`` atoms of an entry from left to right."""
     match entry:
@@ -145,6 +173,20 @@ def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
             return Sum(tuple(rename(child, names) for child in children))
         case Family(index, children):
             return Family(index, tuple(rename(child, names) for child in children))
+    return entry
+
+
+def replace_axes(entry: Entry, function: Callable[[Axis], Entry]) -> Entry:
+    """Returns an entry with each ``Axis`` in it replaced."""
+    match entry:
+        case Axis():
+            return function(entry)
+        case Product(children):
+            return Product(tuple(replace_axes(x, function) for x in children))
+        case Sum(children):
+            return Sum(tuple(replace_axes(x, function) for x in children))
+        case Family(index, children):
+            return Family(index, tuple(replace_axes(x, function) for x in children))
     return entry
 
 

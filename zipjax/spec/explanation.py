@@ -2,6 +2,7 @@
 
 from zipjax.spec.entries import Entry, Family, Fixed, Product, Sum
 from zipjax.spec.permutation_spec import PermutationSpec
+from zipjax.trees import collections
 
 
 def explain(spec: PermutationSpec) -> str:
@@ -50,6 +51,10 @@ def _frozen_lines(spec: PermutationSpec) -> list[str]:
                 why = spec.notes.frozen[path][number]
             if why is not None:
                 lines.append(f"    {path}[{number}]: {why}")
+    if spec.unread:
+        apart = spec.entries.keys() - spec.unread
+        names = ", ".join(collections(sorted(spec.unread), apart))
+        lines += ["", f"not read by the function: {names}"]
     return lines
 
 

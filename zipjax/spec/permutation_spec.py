@@ -8,24 +8,35 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from zipjax.spec.depth import Cut, find_cuts, layer_depths, perm_spans
+from zipjax.spec.depth import (
+    Boundary,
+    Cut,
+    boundaries_from_json,
+    boundaries_to_json,
+    find_cuts,
+    layer_depths,
+    perm_spans,
+)
 from zipjax.spec.entries import (
     Axis,
     Entries,
     Entry,
     Family,
+    Fixed,
     Role,
     atom_blocks,
     atom_name,
     axes_of,
     entry_from_json,
+    entry_names,
     entry_size,
     entry_to_json,
     indices_of,
+    replace_axes,
 )
 from zipjax.spec.notes import Notes
 from zipjax.trees import check_same_keys, path_leaves
@@ -59,7 +70,7 @@ class PermutationSpec:
     >>> entries = {"w1": (None, h_out), "b1": (h_out,), "w2": (h_in, None)}
     >>> spec = PermutationSpec(entries, {"h": Perm(8)})
     >>> spec.layers, spec.cuts
-    (2, (Cut(number=1, perm='h', layers=1, perms=('h',)),))
+    (2, (Cut(number=1, name='h', perm='h', layers=1, perms=('h',)),))
 
     Attributes:
       entries: ``{path: (entry, ...)}``, one entry for every axis of every parameter, in
@@ -67,6 +78,10 @@ class PermutationSpec:
       perms: ``{name: Perm}`` in depth order.
       depths: every parameter's depth in layers; empty if it follows from ``entries``.
       notes: what inference has to say about the spec.
+      boundaries: where a partial zip may stop inside a residual stream, one after the
+        other; only inference finds these.
+      unread: paths of parameters on which the function's outputs do not depend, such as
+        counters: no zip averages or shares them.
 
     Raises:
       ValueError: if ``entries`` and ``perms`` do not name the same perms, or if a perm
@@ -77,6 +92,8 @@ class PermutationSpec:
     perms: Mapping[str, Perm]
     depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Notes | None = None
+    boundaries: tuple[Boundary, ...] = dataclasses.field(default=(), repr=False)
+    unread: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         entries = {path: tuple(row) for path, row in self.entries.items()}
@@ -131,8 +148,18 @@ class PermutationSpec:
         return tuple(counts[group] for group in self.perms[perm].groups)
 
     def units(self, perm: str) -> int:
-        """Returns the number of a model's units of a perm, in all groups together."""
-        return math.prod(self.group_sizes(perm)) * self.perms[perm].size
+        """Returns the number of a model's units of a perm that are matched together.
+
+        They are those of all groups, within one element of the indices.
+        """
+        groups = zip(self.perms[perm].groups, self.group_sizes(perm), strict=True)
+        enclosing = (size for group, size in groups if group not in self.indices)
+        return math.prod(enclosing) * self.perms[perm].size
+
+    def elements(self, perm: str) -> int | None:
+        """Returns the number of elements of a perm's indices; None without any."""
+        own = [group for group in self.perms[perm].groups if group in self.indices]
+        return math.prod(self.indices[group] for group in own) if own else None
 
     @functools.cached_property
     def indices(self) -> Mapping[str, int]:
@@ -158,7 +185,7 @@ class PermutationSpec:
     @functools.cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """The places where a partial zip may stop, from the input to the output."""
-        return find_cuts(self.spans)
+        return find_cuts(self.entries, self._layer_depths, self.boundaries)
 
     @functools.cached_property
     def group_perms(self) -> frozenset[str]:
@@ -173,23 +200,26 @@ class PermutationSpec:
         """Returns the cut at which a zip stops.
 
         Args:
-          stop_at: a perm, the number of a cut, or 0 for no zip at all.
+          stop_at: the name of a cut, a perm that ends at a closed one, the number of a
+            cut, or 0 for no zip at all.
 
         Raises:
           ValueError: if there is no such cut, naming the valid ones.
         """
-        cuts = (Cut(0, "", 0, ()), *self.cuts)
+        cuts = (Cut(0, "", "", 0, ()), *self.cuts)
         for cut in cuts[1:]:
-            if stop_at in self._last_perms(cut):
+            if stop_at == cut.name or stop_at in self._last_perms(cut):
                 return cut
         if isinstance(stop_at, int) and 0 <= stop_at < len(cuts):
             return cuts[stop_at]
         valid = ", ".join(
-            f"{c.number} ({c.perm!r}, {c.layers} layers)" for c in self.cuts
+            f"{c.number} ({c.name!r}, {c.layers} layers)" for c in self.cuts
         )
         raise ValueError(
-            f"stop_at = {stop_at!r} is not a valid cut: nothing after a cut may write "
-            f"to zipped units. Choose one of 0 (nothing is zipped), {valid}"
+            f"stop_at = {stop_at!r} is not a valid cut. After one, nothing may write "
+            "to zipped units, or, in an inferred spec, everything reads the trunk "
+            "through one value outside of loops. Choose one of 0 (nothing is zipped), "
+            + valid
         )
 
     def trunk(self, stop_at: str | int) -> frozenset[str]:
@@ -199,14 +229,36 @@ class PermutationSpec:
           stop_at: the cut, as in :meth:`stop`.
         """
         cut = self.stop(stop_at)
+        if cut.boundary is not None:
+            return cut.boundary.trunk
         depths = self._layer_depths.items()
-        return frozenset(p for p, d in depths if cut.number and d <= cut.layers)
+        within = (p for p, d in depths if cut.number and d <= cut.layers)
+        return frozenset(within) - self.unread
+
+    def boundary_after(self, trunk: Collection[str]) -> Boundary:
+        """Returns the boundary of a cut inside a stream.
+
+        Args:
+          trunk: paths of the parameters that a zip up to the cut shares.
+
+        Raises:
+          ValueError: if there is no such boundary.
+        """
+        for boundary in self.boundaries:
+            if boundary.trunk == trunk:
+                return boundary
+        raise ValueError(
+            f"the spec has no cut inside a stream after the parameters {sorted(trunk)}:"
+            " use the spec that the models were merged with"
+        )
 
     @functools.cached_property
     def _layer_depths(self) -> Mapping[str, int]:
         return self.depths or layer_depths(self.entries)
 
     def _last_perms(self, cut: Cut) -> list[str]:
+        if cut.boundary is not None:
+            return []
         return [perm for perm in cut.perms if self.spans[perm][1] == cut.layers]
 
     def validate(self, params: PyTree) -> None:
@@ -242,6 +294,31 @@ class PermutationSpec:
         }
         return dataclasses.replace(self, perms=perms)
 
+    def only(self, perms: Collection[str]) -> "PermutationSpec":
+        """Returns the spec in which no other units may be reordered.
+
+        Args:
+          perms: some perms, with all perms that these are nested in.
+        """
+
+        def kept(row: Entries) -> Entries:
+            return tuple(replace_axes(entry, keep) for entry in row)
+
+        def keep(axis: Axis) -> Entry:
+            return axis if axis.perm in perms else Fixed(self.sizes[axis.perm])
+
+        inside = (
+            dataclasses.replace(x, entries=kept(x.entries)) for x in self.boundaries
+        )
+        return dataclasses.replace(
+            self,
+            entries={path: kept(row) for path, row in self.entries.items()},
+            perms={name: perm for name, perm in self.perms.items() if name in perms},
+            depths=self._layer_depths,
+            notes=None,
+            boundaries=tuple(x for x in inside if entry_names(x.entries)),
+        )
+
     def to_json(self) -> str:
         """Returns the spec as JSON; :meth:`from_json` reads it back."""
         data = self._content()
@@ -266,12 +343,14 @@ class PermutationSpec:
             }
             depths = {p: int(depth) for p, depth in data.get("depths", {}).items()}
             notes = Notes.from_json(data["notes"]) if "notes" in data else None
+            found = boundaries_from_json(data.get("boundaries", ()))
+            unread = frozenset(data.get("unread", ()))
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"this is not a permutation spec in JSON: {error!r}. Read what "
                 "to_json wrote"
             ) from None
-        return cls(entries, perms, depths, notes)
+        return cls(entries, perms, depths, notes, found, unread)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -285,7 +364,7 @@ class PermutationSpec:
     def _key(self) -> tuple[Any, ...]:
         """Everything that makes two specs equal; the order of parameters counts."""
         parts = self.entries, self.perms, self.depths
-        return tuple(tuple(part.items()) for part in parts)
+        return *(tuple(part.items()) for part in parts), self.boundaries, self.unread
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -296,8 +375,14 @@ class PermutationSpec:
         rows = self.entries.items()
         entries = {path: [entry_to_json(entry) for entry in row] for path, row in rows}
         perms = {name: dataclasses.asdict(perm) for name, perm in self.perms.items()}
-        content = {"entries": entries, "perms": perms}
-        return {**content, "depths": dict(self.depths)} if self.depths else content
+        content: dict[str, Any] = {"entries": entries, "perms": perms}
+        if self.depths:
+            content["depths"] = dict(self.depths)
+        if self.boundaries:
+            content["boundaries"] = boundaries_to_json(self.boundaries)
+        if self.unread:
+            content["unread"] = sorted(self.unread)
+        return content
 
     def _check_perms(self) -> None:
         roles: dict[str, dict[Role, list[str]]] = {}
@@ -360,7 +445,8 @@ def _check_paths(entries: Mapping[str, Entries], leaves: Leaves) -> None:
         "the parameters and the entries of the spec differ",
         entries,
         leaves,
-        "Give every parameter one entry per axis (None for an axis without a perm).",
+        "Give every parameter one entry per axis (None for an axis without a perm); "
+        "infer the spec from, and merge, the same collections.",
     )
 
 

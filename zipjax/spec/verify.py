@@ -1,7 +1,7 @@
 """Specs are not taken on trust: random permutations verify them."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Int
 from zipjax.spec.blocks import map_atoms
 from zipjax.spec.entries import Axis, Entries, Entry, atom_name
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.trees import from_leaves, path_leaves
+from zipjax.trees import from_leaves, is_weight, not_finite, path_leaves, summary
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
 
 Indices: TypeAlias = Int[np.ndarray, "*_groups _units"]
@@ -82,12 +82,15 @@ def verify_spec(
     *inputs: PyTree,
     key: Array,
     trials: int = 3,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
 ) -> float:
     """Checks a spec against a function: reordering units must not change the outputs.
 
     Parameters at their initial values can hide mistakes (norm scales of 1, biases and
     means of 0): verify trained or randomised ones.
+
+    A spec does not depend on precision: parameters and inputs in half precision are
+    verified in float32, if the function runs with these.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``.
@@ -96,30 +99,104 @@ def verify_spec(
       *inputs: inputs of ``apply_fn``.
       key: PRNG key for the permutations.
       trials: number of random draws.
-      tolerance: largest change allowed, relative to the largest output.
+      tolerance: largest change allowed, relative to the largest output; by default
+        1e-5, or 4 times the rounding of the coarsest dtype that the function computes
+        in (4 * 2^-7 in bfloat16).
 
     Returns:
       The largest relative change of an output.
 
     Raises:
       ValueError: if ``trials`` is less than 1.
-      SpecError: if the outputs change or are not finite, or if permuting a perm changes
-        no parameter, so that nothing is verified.
+      SpecError: if the spec has no perms, if the outputs change, if parameters or
+        outputs are not finite, or if permuting a perm changes no parameter, so that
+        nothing is verified.
     """
     if trials < 1:
         raise ValueError(f"trials = {trials}: pass at least 1")
-    forward = jax.jit(apply_fn)
-    expected = _outputs(forward(params, *inputs))
+    check_any_perms(spec)
+    _check_parameters(params)
+    params, inputs = _widened(apply_fn, params, inputs)
+    if tolerance is None:
+        tolerance = _default_tolerance(apply_fn, params, *inputs)
+    expected = _outputs(_run(apply_fn, params, *inputs))
     worst = 0.0
     for trial_key in jax.random.split(key, trials):
         permutations = random_permutations(spec, trial_key)
         permuted = permute_params(params, spec, permutations)
         _check_moved(params, permuted, spec, permutations)
-        outputs = _outputs(forward(permuted, *inputs))
-        worst = max(worst, _relative_error(expected, outputs))
+        found = _outputs(_run(apply_fn, permuted, *inputs))
+        worst = max(worst, _relative_error(expected, found))
         if not worst <= tolerance:
             raise SpecError(_diagnosis(worst, tolerance))
     return worst
+
+
+def check_any_perms(spec: PermutationSpec) -> None:
+    """Checks that there is anything to reorder, match or verify.
+
+    Raises:
+      SpecError: if the spec has no perm, saying what may be the reason.
+    """
+    if not spec.perms:
+        raise SpecError(
+            "the spec has no perms: by it, no units of this network can be reordered. "
+            "Either there are no hidden units (only zipjax.average() merges such "
+            "models), or the function hides them. Pass infer_spec a function in "
+            "evaluation mode (in training mode, statistics of the batch and dropout "
+            "are no part of the network), that returns its outputs only (no mutable "
+            "collections, no hidden values), and that uses the parameters which it is "
+            "passed, not those it closes over. zipjax.explain(spec) says what froze "
+            "every axis"
+        )
+
+
+def _check_parameters(params: PyTree) -> None:
+    if guilty := not_finite(path_leaves(params)):
+        raise SpecError(
+            f"parameters {summary(guilty)} are not finite (NaN or infinity): nothing "
+            "can be verified. Verify parameters that are"
+        )
+
+
+def _widened(
+    apply_fn: ApplyFn, params: PyTree, inputs: tuple[PyTree, ...]
+) -> tuple[PyTree, tuple[PyTree, ...]]:
+    """Returns the arguments with half precision as float32, if they still run."""
+    wide, wide_inputs = jax.tree_util.tree_map(_widened_leaf, (params, inputs))
+    try:
+        jax.eval_shape(apply_fn, wide, *wide_inputs)
+    except Exception:  # Whatever the user's function raises: it asks for its dtypes.
+        return params, inputs
+    return wide, wide_inputs
+
+
+def _widened_leaf(leaf: Any) -> Any:
+    half = is_weight(leaf) and jnp.finfo(leaf.dtype).bits < 32
+    return jnp.asarray(leaf, jnp.float32) if half else leaf
+
+
+def _run(apply_fn: ApplyFn, *arguments: PyTree) -> PyTree:
+    # Accelerators round the factors of products by default.
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(apply_fn)(*arguments)
+
+
+def _default_tolerance(apply_fn: ApplyFn, *arguments: PyTree) -> float:
+    jaxpr = jax.make_jaxpr(apply_fn)(*arguments).jaxpr
+    return max([1e-5, *(4 * float(jnp.finfo(x).eps) for x in _float_dtypes(jaxpr))])
+
+
+def _float_dtypes(jaxpr: Any) -> set[Any]:
+    """Returns the floating-point dtypes of all values, those in calls included."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        found |= {x.aval.dtype for x in eqn.outvars if is_weight(x.aval)}
+        for bodies in eqn.params.values():
+            for body in bodies if isinstance(bodies, tuple) else (bodies,):
+                inner = getattr(body, "jaxpr", body)
+                found |= _float_dtypes(inner) if hasattr(inner, "eqns") else set()
+    return found
 
 
 def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray, "..."]:
@@ -138,7 +215,7 @@ def _outputs(tree: PyTree) -> list[np.ndarray]:
     if not outputs or not all(np.isfinite(x).all() for x in outputs):
         raise SpecError(
             "the function's outputs are empty or not finite: nothing can be verified. "
-            "Check the parameters and inputs for NaN"
+            "Check the inputs for NaN"
         )
     return outputs
 

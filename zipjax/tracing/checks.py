@@ -9,7 +9,7 @@ import numpy as np
 from zipjax.program.program import Program, trace
 from zipjax.tracing.interpreter import returned_values
 from zipjax.tracing.reading import Reading
-from zipjax.trees import path_leaves
+from zipjax.trees import check_leaf, path_leaves
 from zipjax.types import ApplyFn, PyTree
 
 
@@ -17,14 +17,14 @@ def checked_trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program
     """Returns the program of a function, after checking its parameters.
 
     Raises:
-      ValueError: for parameters that are not arrays of floating-point numbers, and for
+      ValueError: for parameters that are not arrays of numbers or PRNG keys, and for
         functions that cannot be traced with these arguments.
     """
     leaves = path_leaves(params)
     if not leaves:
         raise ValueError("there are no parameters: pass a pytree of arrays")
     for path, leaf in leaves.items():
-        _check_leaf(path, leaf)
+        check_leaf(path, leaf)
     try:
         return trace(apply_fn, params, *inputs)
     except Exception as error:  # Whatever the user's function raises.
@@ -75,19 +75,6 @@ def _check_copies(reading: Reading) -> None:
                 "use the parameters that are passed as the first argument, or do not "
                 "pass this one"
             )
-
-
-def _check_leaf(path: str, leaf: Any) -> None:
-    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        raise ValueError(
-            f"parameter {path!r} is a {type(leaf).__name__}, not an array: pass the "
-            "arrays only (for instance nnx.split, eqx.partition)"
-        )
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise ValueError(
-            f"parameter {path!r} is of dtype {leaf.dtype}, but parameters must be "
-            "floating-point numbers: close the function over counters and keys"
-        )
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

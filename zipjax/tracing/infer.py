@@ -3,16 +3,18 @@
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
+from zipjax.program.dependence import read_parameters
 from zipjax.program.program import Program
 from zipjax.spec.entries import Axis, Entries, Entry, Fixed, Index, axes_of
 from zipjax.spec.notes import Notes
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
+from zipjax.tracing.boundaries import read_boundaries
 from zipjax.tracing.checks import check_used, checked_trace
 from zipjax.tracing.node_entries import Place, map_axes, simplified
 from zipjax.tracing.nodes import Node, atoms, find
 from zipjax.tracing.reading import Reading
 from zipjax.tracing.roles import with_roles
-from zipjax.tracing.taps import Tap, Taps, read_taps
+from zipjax.tracing.taps import Reads, Tap, Taps, read_taps
 from zipjax.tracing.user_lines import describe, user_line
 from zipjax.types import ApplyFn, PyTree
 
@@ -23,7 +25,7 @@ class Inference:
 
     Attributes:
       spec: the permutation spec.
-      taps: the values where each perm's units are read; none for perms within loops.
+      taps: the values where each perm's units are read; see ``find_taps``.
       program: the traced function, whose values the taps are.
       unknown: how often each primitive without a rule occurs.
     """
@@ -62,7 +64,7 @@ def infer_spec(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Permutatio
       ``zipjax.explain(spec)`` says what was frozen, and why.
 
     Raises:
-      ValueError: if a parameter is not an array of floating-point numbers, if the
+      ValueError: if a parameter is not an array of numbers or PRNG keys, if the
         function cannot be traced with these arguments, or if its outputs depend on none
         of its parameters or on none of its inputs.
     """
@@ -81,20 +83,22 @@ def infer(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Inference:
     names = _names(axes, free)
     perms = {atom: names[k] for atom, k in numbers.items() if k in names}
     indices = _indices(reading, perms)
-    taps = read_taps(reading, perms)
+    nested = _nested_perms(reading, perms, indices)
+    counts = {name: atom.size for atom, name in indices.items()}
+    taps = read_taps(reading, {**perms, **indices}, nested, counts)
     index_names = {numbers[atom]: name for atom, name in indices.items()}
     spec = PermutationSpec(
         entries=_named_entries(axes, names, index_names, sizes),
-        perms=_nested_perms(reading, perms, indices),
+        perms=nested,
         depths={path: reading.ledger.depths.get(path, 0) for path in axes},
+        unread=frozenset(axes) - read_parameters(program),
         notes=Notes(
             frozen=_reasons(reading, perms),
-            taps={
-                name: " and ".join(_described(tap, reading) for tap in both)
-                for name, both in taps.items()
-            },
+            taps={name: _where(taps.get(name), reading) for name in nested},
         ),
     )
+    found = read_boundaries(reading, perms, spec)
+    spec = dataclasses.replace(spec, boundaries=found)
     return Inference(spec, taps, program, reading.ledger.unknown)
 
 
@@ -126,9 +130,13 @@ def _unique(path: str, taken: Collection[str]) -> str:
 
 
 def _indices(reading: Reading, perms: Collection[Node]) -> dict[Node, str]:
-    """Returns names of the frozen atoms that enclose perms, as "path[axis number]"."""
+    """Returns names of what encloses perms and is none, as "path[axis number]".
+
+    Such atoms are in a fixed order: frozen, or not consumed by parameters (the members
+    of an ensemble whose outputs are averaged).
+    """
     found: dict[Node, str] = {}
-    wanted = {p for atom in perms for p in reading.parents[atom] if p.frozen}
+    wanted = {p for atom in perms for p in reading.parents[atom] if p not in perms}
     for path in reading.order:
         for number, node in enumerate(reading.axes(path)):
             for atom in map(find, atoms(node)):
@@ -163,7 +171,9 @@ def _nested_perms(
     enclosing = {**perms, **indices}
 
     def groups(atom: Node) -> tuple[str, ...]:
-        return tuple(enclosing[p] for p in reading.parents[atom] if p in enclosing)
+        # Indices first: every one of their elements is matched on its own.
+        parents = sorted(reading.parents[atom], key=lambda p: p in perms)
+        return tuple(enclosing[p] for p in parents if p in enclosing)
 
     return {name: Perm(atom.size, groups(atom)) for atom, name in perms.items()}
 
@@ -194,10 +204,18 @@ def _axis_reasons(
             yield "a single unit"
 
 
+def _where(reads: Reads | None, reading: Reading) -> str:
+    """Says where a perm is read."""
+    if reads is None:
+        return "no value that can be read: its weights alone match it"
+    last = " and ".join(_described(tap, reading) for tap in reads.last)
+    return f"{last} (and {len(reads.earlier)} earlier)" if reads.earlier else last
+
+
 def _described(tap: Tap, reading: Reading) -> str:
     """Returns the primitive, the shape and the line of a tap."""
     aval = reading.program.avals[tap.value]
-    eqn = reading.program.producers().get(tap.value)
+    eqn = reading.program.all_producers().get(tap.value)
     name = "an input" if eqn is None else eqn.primitive.name
     line = None if eqn is None else user_line(eqn)
     return f"{name} {aval.str_short()}" + (f" at {line}" if line else "")

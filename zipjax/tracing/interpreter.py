@@ -7,18 +7,19 @@ body of a loop may depend on data when it leaves.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from zipjax.program.program import (
-    Equation,
-    Literal,
-    Operand,
-    Program,
-    ValueId,
-    from_jaxpr,
+from zipjax.program.program import Equation, Literal, Operand, Program, ValueId
+from zipjax.tracing.counters import (
+    Numbers,
+    carried_numbers,
+    computed_numbers,
+    row_numbers,
 )
 from zipjax.tracing.ledger import Ledger, Value
 from zipjax.tracing.nesting import Axes
+from zipjax.tracing.nodes import Node
 from zipjax.tracing.rules.table import rule_of
 
 # Primitives that are layers if one of their operands is made of parameters.
@@ -69,7 +70,12 @@ def _results(
     ledger.operands = operands
     shapes = [tuple(program.avals[x].shape) for x in eqn.results]
     axes = rule_of(eqn)(ledger, eqn, [x.axes for x in operands], shapes)
-    return _with_depth(ledger, eqn, operands, axes)
+    results = _with_depth(ledger, eqn, operands, axes)
+    if len(results) != 1:
+        return results
+    size = math.prod(shapes[0])
+    numbers = computed_numbers(eqn, [x.numbers for x in operands], size)
+    return [dataclasses.replace(results[0], numbers=numbers)]
 
 
 def _with_depth(
@@ -87,50 +93,75 @@ def _with_depth(
 
 
 def _interpret_body(
-    ledger: Ledger, program: Program, operands: Sequence[Value], loop: Axes = ()
+    ledger: Ledger,
+    body: Program,
+    operands: Sequence[Value],
+    loop: Axes | None = None,
 ) -> list[Value]:
     """Returns the results of the body of a loop, or of a branch.
 
     Args:
       ledger: as for :func:`interpret`.
-      program: the body.
+      body: the body.
       operands: the values of its inputs.
-      loop: the axis of the iterations: every value in the body exists once for each.
+      loop: the axis of a scan's iterations: every value in the body exists once for
+        each. None for other loops and branches.
     """
-    known = dict(zip(program.inputs, operands, strict=True))
+    given = dict(zip(body.inputs, operands, strict=True))
     with ledger.inside_loop(loop):
-        for value in operands:
-            ledger.log(value.axes)
-        return returned_values(ledger, program, interpret(ledger, program, known))
+        known = interpret(ledger, body, given)
+        ledger.keep(known)
+        return returned_values(ledger, body, known)
 
 
 def _scan(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
     """Ties what is carried in to what is carried out; freezes the iterations' axis."""
-    params = eqn.params
+    (body,), params = eqn.bodies, eqn.params
     first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
     loop = ledger.frozen(params["length"])
     for value in operands[last:]:
         ledger.tie(loop, value.axes[0])
-    carry = _carried(ledger, operands[first:last], operands)
-    rows = [dataclasses.replace(x, axes=x.axes[1:]) for x in operands[last:]]
+    carry = [
+        dataclasses.replace(value, numbers=_counted(eqn, k, operands[first + k], loop))
+        for k, value in enumerate(_carried(ledger, operands[first:last], operands))
+    ]
+    rows = [
+        dataclasses.replace(x, axes=x.axes[1:], numbers=row_numbers(x.numbers, loop))
+        for x in operands[last:]
+    ]
+    with ledger.inside_loop((loop,)):
+        for value in (*carry, *rows):
+            ledger.log(value.axes)
     inside = [*operands[:first], *carry, *rows]
-    results = _interpret_body(ledger, from_jaxpr(params["jaxpr"]), inside, (loop,))
+    results = _interpret_body(ledger, body, inside, (loop,))
     carried = _tie_carry(ledger, carry, results[: len(carry)])
     stacked = [
-        dataclasses.replace(x, axes=(loop, *x.axes)) for x in results[len(carry) :]
+        dataclasses.replace(x, axes=(loop, *x.axes), numbers=None)
+        for x in results[len(carry) :]
     ]
     return [*carried, *stacked]
 
 
+def _counted(eqn: Equation, number: int, start: Value, loop: Node) -> Numbers | None:
+    """Returns what a scan carries as number ``number``, if it counts iterations."""
+    (body,), params = eqn.bodies, eqn.params
+    return carried_numbers(
+        body,
+        body.inputs[params["num_consts"] + number],
+        body.outputs[number],
+        start.numbers,
+        loop,
+        reverse=params["reverse"],
+    )
+
+
 def _while(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
     """Ties what is carried in to what is carried out."""
-    params = eqn.params
-    first = params["cond_nconsts"]
-    last = first + params["body_nconsts"]
+    condition, body = eqn.bodies
+    first = eqn.params["cond_nconsts"]
+    last = first + eqn.params["body_nconsts"]
     carry = _carried(ledger, operands[last:], operands)
-    condition = from_jaxpr(params["cond_jaxpr"])
     _interpret_body(ledger, condition, [*operands[:first], *carry])
-    body = from_jaxpr(params["body_jaxpr"])
     results = _interpret_body(ledger, body, [*operands[first:last], *carry])
     return _tie_carry(ledger, carry, results)
 
@@ -138,10 +169,7 @@ def _while(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Val
 def _cond(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Value]:
     """Ties the results of the branches."""
     choice, *inside = operands
-    first, *others = [
-        _interpret_body(ledger, from_jaxpr(branch), inside)
-        for branch in eqn.params["branches"]
-    ]
+    first, *others = [_interpret_body(ledger, b, inside) for b in eqn.bodies]
     for results in others:
         first = [_joined(ledger, a, b) for a, b in zip(first, results, strict=True)]
     return [dataclasses.replace(x, data=x.data or choice.data) for x in first]

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.program.program import Equation
+from zipjax.program.program import Equation, ValueId
+from zipjax.tracing.counters import Numbers, constant_numbers
 from zipjax.tracing.nesting import Axes
 from zipjax.tracing.nodes import Node, Reason, atoms, find, freeze
 from zipjax.tracing.refining import unify
@@ -24,12 +25,16 @@ class Value:
         parameter, or computed from parameters and constants alone.
       origins: for a value that is not data, the paths of the parameters in it.
       depth: number of layers before it.
+      loops: how many of the first axes are iterations of scans around the value.
+      numbers: what the value is, if it is whole numbers that are known.
     """
 
     axes: Axes
     data: bool
     origins: tuple[str, ...] = ()
     depth: int = 0
+    loops: int = 0
+    numbers: Numbers | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +46,14 @@ class Contraction:
       right: axis of the second operand.
       left_data: whether the first operand depends on the function's inputs.
       right_data: whether the second does.
-      equation: the product; None within loops, whose values are numbered separately.
+      equation: the product.
     """
 
     left: Node
     right: Node
     left_data: bool
     right_data: bool
-    equation: Equation | None
+    equation: Equation
 
 
 class Ledger:
@@ -62,6 +67,7 @@ class Ledger:
       why: the reason to give for what the current equation freezes.
       unknown: how often each primitive without a rule has occurred.
       operands: the values that the current equation reads.
+      within: the values within scans, for all iterations, by value number.
     """
 
     def __init__(self, *, tie_contractions: bool = True) -> None:
@@ -78,10 +84,11 @@ class Ledger:
         self.why = Reason("")
         self.unknown: dict[str, int] = {}
         self.operands: Sequence[Value] = ()
+        self.within: dict[ValueId, Value] = {}
         self._tie_contractions = tie_contractions
         self._seen: set[tuple[int, ...]] = set()
         self._ambient: Axes = ()
-        self._loops = 0
+        self._scanned = True
 
     @contextlib.contextmanager
     def caused_by(self, eqn: Equation) -> Iterator[None]:
@@ -92,13 +99,26 @@ class Ledger:
         self.why = before
 
     @contextlib.contextmanager
-    def inside_loop(self, axes: Axes) -> Iterator[None]:
-        """Adds axes, while open, to every logged array: each iteration has its own."""
-        before, self._ambient = self._ambient, (*self._ambient, *axes)
-        self._loops += 1
+    def inside_loop(self, axes: Axes | None) -> Iterator[None]:
+        """Adds axes, while open, to every logged array: each iteration has its own.
+
+        Args:
+          axes: the iterations' axis of a scan; None for other loops and branches, whose
+            values do not exist for every iteration.
+        """
+        before = self._ambient, self._scanned
+        self._ambient = (*self._ambient, *(axes or ()))
+        self._scanned = self._scanned and axes is not None
         yield
-        self._ambient = before
-        self._loops -= 1
+        self._ambient, self._scanned = before
+
+    def keep(self, values: Mapping[ValueId, Value]) -> None:
+        """Keeps the values of the body of a scan, stacked over its iterations."""
+        around = self._ambient
+        for number, value in values.items() if self._scanned else ():
+            axes = (*around, *value.axes)
+            stacked = dataclasses.replace(value, axes=axes, loops=len(around))
+            self.within[number] = stacked
 
     def constant(self, array: Any) -> Value:
         """Returns a constant's value: the axes along which it varies are frozen."""
@@ -108,7 +128,7 @@ class Ledger:
         for number, size in enumerate(shape):
             uniform = size == 1 or (0 not in shape and _uniform(array, number))
             axes.append(Node(size, frozen=None if uniform else why))
-        return Value(tuple(axes), data=False)
+        return Value(tuple(axes), data=False, numbers=constant_numbers(array))
 
     def frozen(self, size: int) -> Node:
         """Returns a new axis that cannot be permuted."""
@@ -131,7 +151,7 @@ class Ledger:
           right: an axis of its second operand.
         """
         first, second = self.operands[:2]
-        eqn = None if self._loops else self.why.equation
+        eqn = self.why.equation
         pair = Contraction(left, right, first.data, second.data, eqn)
         self.contractions.append(pair)
         if self._tie_contractions:

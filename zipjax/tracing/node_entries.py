@@ -12,6 +12,7 @@ from zipjax.spec.entries import (
     Entry,
     Family,
     Fixed,
+    Index,
     Product,
     Sum,
     entry_size,
@@ -273,15 +274,17 @@ def map_axes(
     return tuple(visit(entry, Place(number)) for number, entry in enumerate(entries))
 
 
-def axis_at(entries: Entries, sizes: Mapping[str, int], place: Place) -> Axis | None:
-    """Returns the ``Axis`` at a place of an array; None if no perm is there.
+def atom_at(
+    entries: Entries, sizes: Mapping[str, int], place: Place
+) -> Axis | Index | None:
+    """Returns the perm's or index' atom at a place of an array; None if neither is.
 
     The entries may be coarser than those that the place was found in.
 
     >>> inputs = (Product((Fixed(4), Axis("channels", "in"))),)
-    >>> axis_at(inputs, {"channels": 8}, Place(axis=0, stride=1))
+    >>> atom_at(inputs, {"channels": 8}, Place(axis=0, stride=1))
     Axis(perm='channels', role='in')
-    >>> axis_at(inputs, {"channels": 8}, Place(axis=0, stride=8)) is None
+    >>> atom_at(inputs, {"channels": 8}, Place(axis=0, stride=8)) is None
     True
 
     Args:
@@ -290,9 +293,9 @@ def axis_at(entries: Entries, sizes: Mapping[str, int], place: Place) -> Axis | 
       place: where to look.
     """
 
-    def visit(entry: Entry, start: int, stride: int) -> Axis | None:
+    def visit(entry: Entry, start: int, stride: int) -> Axis | Index | None:
         match entry:
-            case Axis():
+            case Axis() | Index():
                 return entry
             case Product(children):
                 strides = _strides(children, sizes)

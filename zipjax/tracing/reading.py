@@ -11,6 +11,7 @@ from zipjax.tracing.nesting import find_parents, settle
 from zipjax.tracing.node_entries import FamilyError, to_entries
 from zipjax.tracing.nodes import Node, Reason
 from zipjax.tracing.refining import collapse
+from zipjax.trees import is_weight
 
 
 class Reading:
@@ -19,7 +20,8 @@ class Reading:
     Attributes:
       program: the program.
       ledger: what was recorded on the way.
-      values: every value with its axes, by value number.
+      values: every value with its axes, by value number; those within scans have the
+        iterations' axes first.
     """
 
     def __init__(self, program: Program, *, tie_contractions: bool = True) -> None:
@@ -35,6 +37,7 @@ class Reading:
         self.ledger.why = Reason("an output of the function")
         for value in returned_values(self.ledger, program, self.values):
             self.ledger.freeze(value.axes)
+        self.values.update(self.ledger.within)
         settle(self.ledger.events)
         self._collapse_families()
 
@@ -75,7 +78,9 @@ class Reading:
             nodes = tuple(Node(size, frozen=why) for size in shape)
             values[number] = Value(nodes, data=True)
         for path, number in program.params.items():
-            nodes = tuple(Node(size) for size in program.avals[number].shape)
+            aval = program.avals[number]
+            own = None if is_weight(aval) else Reason("no floating-point numbers")
+            nodes = tuple(Node(size, frozen=own) for size in aval.shape)
             values[number] = Value(nodes, data=False, origins=(path,))
             self.ledger.log(nodes)
         return values

@@ -12,9 +12,9 @@ consumer:
 from collections.abc import Iterable, Mapping
 
 from zipjax.program.program import Program
-from zipjax.spec.entries import Axis, Entries, Entry
+from zipjax.spec.entries import Axis, Entries, Entry, atom_name
 from zipjax.tracing.ledger import Contraction
-from zipjax.tracing.node_entries import Place, axis_at, map_axes, to_entries
+from zipjax.tracing.node_entries import Place, atom_at, map_axes, to_entries
 from zipjax.tracing.nodes import Node, atoms, find
 from zipjax.tracing.reading import Reading
 
@@ -41,8 +41,8 @@ def with_roles(
 
     def filled(path: str, entries: Entries) -> Entries:
         def assign(axis: Axis, place: Place) -> Entry:
-            atom = axis_at(flows[path], flow_sizes, place)
-            consumed = atom is not None and atom.perm in consuming
+            atom = atom_at(flows[path], flow_sizes, place)
+            consumed = atom_name(atom) in consuming
             return Axis(axis.perm, "in" if consumed else "out")
 
         return map_axes(entries, sizes, assign)

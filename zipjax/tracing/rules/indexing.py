@@ -2,7 +2,8 @@
 
 import itertools
 
-from zipjax.program.program import Equation, Literal
+from zipjax.program.program import Equation
+from zipjax.tracing.counters import Numbers
 from zipjax.tracing.ledger import Ledger
 from zipjax.tracing.nesting import Axes, only_with
 from zipjax.tracing.nodes import (
@@ -110,7 +111,7 @@ def _cut_axis(
       The pieces, or None if the structure of the axis forbids the cut.
     """
     for atom, inside in _atoms_to_cut(axes[number], points):
-        companions = _companions(ledger, axes, atom)
+        companions = _companions(ledger, atom)
         cut(atom, inside)
         if isinstance(atom.form, Cat):
             sizes = tuple(part.size for part in atom.form.parts)
@@ -120,13 +121,15 @@ def _cut_axis(
     return cut(axes[number], points)
 
 
-def _companions(ledger: Ledger, axes: Axes, atom: Node) -> list[Node]:
-    """Returns the atoms of an array that never occur anywhere without ``atom``."""
-    others = {find(node) for axis in axes for node in atoms(axis)} - {atom}
+def _companions(ledger: Ledger, atom: Node) -> list[Node]:
+    """Returns the atoms that never occur anywhere without ``atom``."""
+    seen = [ledger.events[number] for number in dict.fromkeys(atom.events)]
+    others = {find(node): None for axes in seen for x in axes for node in atoms(x)}
     return [
         node
         for node in others
-        if node.frozen is None
+        if node is not atom
+        and node.frozen is None
         and node.size > 1
         and only_with(node, atom, ledger.events)
     ]
@@ -159,20 +162,54 @@ def _atoms_to_cut(node: Node, points: list[int]) -> list[tuple[Node, list[int]]]
 def dynamic_slice(
     ledger: Ledger, eqn: Equation, operands: list[Axes], shapes: Shapes
 ) -> list[Axes]:
-    """Slices at a computed position, which freezes every axis that is cut."""
-    axes, (shape,) = operands[0], shapes
-    starts = [x.value for x in eqn.operands[1:] if isinstance(x, Literal)]
-    if len(starts) == len(axes):
-        spans = []
-        for start, size, node in zip(starts, shape, axes, strict=True):
-            low = min(max(int(start), 0), node.size - size)
-            spans.append((low, low + size, 1))
-        return [_sliced(ledger, axes, spans)]
+    """Slices at a position: a row per iteration, a known one, or else freezes."""
+    (shape,) = shapes
+    axes = tuple(
+        _row(ledger, node, 1 + number) if size == 1 else node
+        for number, (node, size) in enumerate(zip(operands[0], shape, strict=True))
+    )
+    starts = [_known_start(x.numbers) for x in ledger.operands[1:]]
+    spans = [
+        (0, size, 1)
+        if node.size == size
+        else None
+        if start is None
+        else _span(start, size, node.size)
+        for node, size, start in zip(axes, shape, starts, strict=True)
+    ]
+    known = [span for span in spans if span is not None]
+    if len(known) == len(spans):
+        ledger.log(axes)
+        return [_sliced(ledger, axes, known)]
     result = []
     for node, size in zip(axes, shape, strict=True):
         result.append(_whole_or_frozen(ledger, node, size))
     ledger.log(node for node, n in zip(axes, shape, strict=True) if node.size == n)
     return [tuple(result)]
+
+
+def _row(ledger: Ledger, node: Node, number: int) -> Node:
+    """Returns what one element of an axis becomes, at a position that is an operand.
+
+    Where iteration i of a scan reads element i, the axis is that of the iterations.
+    """
+    numbers = ledger.operands[number].numbers
+    if node.size == 1 or numbers is None or not numbers.counts(node):
+        return node
+    assert numbers.loop is not None
+    ledger.tie(node, numbers.loop)
+    return Node(1)
+
+
+def _known_start(numbers: Numbers | None) -> int | None:
+    if numbers is None or numbers.loop is not None:
+        return None
+    return int(numbers.values[0])
+
+
+def _span(start: int, size: int, whole: int) -> tuple[int, int, int]:
+    low = min(max(start, 0), whole - size)
+    return low, low + size, 1
 
 
 def _whole_or_frozen(ledger: Ledger, node: Node, size: int) -> Node:
@@ -205,6 +242,11 @@ def gather(
     axes, indices = operands
     numbers = eqn.params["dimension_numbers"]
     sizes, (shape,) = eqn.params["slice_sizes"], shapes
+    if len(numbers.start_index_map) == 1:
+        # One position alone may be that of an iteration's own element.
+        (place,) = numbers.start_index_map
+        if sizes[place] == 1:
+            axes = _replaced(axes, place, Piece(_row(ledger, axes[place], 1)))
     ledger.freeze(indices[-1:])
     batch = _tie_batch(
         ledger,
