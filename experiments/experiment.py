@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,13 +167,15 @@ class Experiment:
 
         source = zipjax.source_of(models, self.spec)
         path = self.workdir / "moments" / parents.name
-        inputs = (self.config.dataset, array_digest(images.images), size, source)
+        data = self.config.dataset, array_digest(images.images), size
+        inputs = (*data, source, _FIELDS)
         fields, reused = cache.remember(path, inputs, make)
         if reused:
             self.say(f"{title}: reused from an earlier run")
         return {
-            perm: zipjax.Moments(**fields[perm], source=source)
+            perm: dataclasses.replace(_moments(fields[perm]), source=source)
             for perm in self.spec.perms
+            if perm in fields
         }
 
     def candidates(self, setting: Setting) -> Iterator[Candidate]:
@@ -280,6 +282,20 @@ class Experiment:
         self.console.print(message, style="dim")
 
 
+# Saved moments with other fields are made again.
+_FIELDS = ("count", "mean", "mean_tail", "m2", "earlier")
+
+
 def _fields(moments: zipjax.Moments) -> dict[str, Any]:
-    names = ("count", "mean", "mean_tail", "m2")
-    return {name: getattr(moments, name) for name in names}
+    """Returns moments as a tree of arrays, without those that there are none of."""
+    *arrays, _ = _FIELDS
+    fields = {name: getattr(moments, name) for name in arrays}
+    before = moments.earlier
+    return fields if before is None else {**fields, "earlier": _fields(before)}
+
+
+def _moments(fields: Mapping[str, Any]) -> zipjax.Moments:
+    """Returns moments from what :func:`_fields` returned."""
+    before = fields.get("earlier")
+    earlier = None if before is None else _moments(before)
+    return zipjax.Moments(**{**fields, "earlier": earlier})

@@ -13,6 +13,8 @@ from zipjax.trees import (
     from_leaves,
     nested,
     path_leaves,
+    stack_layers,
+    unstack_layers,
 )
 
 
@@ -95,3 +97,34 @@ def test_models_of_one_architecture_give_their_leaves():
     first, second = check_models([MODEL, {"w": MODEL["w"], "b": 2 * MODEL["b"]}])
     assert list(first) == list(second)
     np.testing.assert_array_equal(second["b"], 2 * first["b"])
+
+
+def test_layers_are_taken_apart_and_stacked_again():
+    params = {
+        "params": {
+            "blocks": {"dense": {"kernel": np.arange(12.0).reshape(3, 2, 2)}},
+            "blocks_norm": {"scale": np.ones(2)},
+        }
+    }
+    apart = unstack_layers(params, "params/blocks")
+    assert list(apart["params"]) == ["blocks_norm", "blocks_0", "blocks_1", "blocks_2"]
+    np.testing.assert_array_equal(
+        apart["params"]["blocks_1"]["dense"]["kernel"], [[4, 5], [6, 7]]
+    )
+    again = stack_layers(apart, "params/blocks")
+    for path, leaf in path_leaves(params).items():
+        np.testing.assert_array_equal(path_leaves(again)[path], leaf)
+
+
+def test_layers_that_cannot_be_stacked_are_named():
+    with pytest.raises(
+        ValueError, match=r"'blocks' have the shapes .*'blocks/b': \[2\]"
+    ):
+        unstack_layers({"blocks": {"a": np.ones((3, 2)), "b": np.ones(2)}}, "blocks")
+    with pytest.raises(ValueError, match=r"'blocks' have the shapes \{\}"):
+        unstack_layers({"other": np.ones(3)}, "blocks")
+    narrow = {"b_0": {"w": np.ones((2, 3))}, "b_1": {"w": np.ones((2, 4))}}
+    with pytest.raises(ValueError, match=r"layers \[1\] differ from layer 0"):
+        stack_layers(narrow, "b")
+    with pytest.raises(ValueError, match="no layers at c_0"):
+        stack_layers(narrow, "c")

@@ -41,6 +41,7 @@ from zipjax.spec.explanation import explain
 from zipjax.spec.permutation_spec import Perm, PermutationSpec
 from zipjax.spec.verify import permute_params, random_permutations, verify_spec
 from zipjax.tracing.infer import infer_spec
+from zipjax.trees import stack_layers, unstack_layers
 from zipjax.types import SpecError
 from zipjax.version import __version__
 
@@ -100,6 +101,8 @@ __all__ = [
     "save",
     "search",
     "source_of",
+    "stack_layers",
+    "unstack_layers",
     "verify_spec",
     "weight_similarity",
     "weight_zip",

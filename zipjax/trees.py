@@ -221,3 +221,78 @@ def _hint(missing: list[str], extra: list[str]) -> str:
     pairs = [(m, difflib.get_close_matches(m, extra, n=1)) for m in missing]
     close = [f"{found[0]!r} for {m!r}" for m, found in pairs if found]
     return f" (Perhaps {', '.join(close)}?)" if close else ""
+
+
+def unstack_layers(params: PyTree, path: str) -> dict[str, Any]:
+    """Returns parameters with layers that are stacked for a scan taken apart.
+
+    They are those of the same network with its layers called one by one, in which a
+    zip can stop between layers.
+
+    >>> params = {"blocks": {"w": np.arange(4).reshape(2, 2)}, "head": np.ones(2)}
+    >>> apart = unstack_layers(params, "blocks")
+    >>> {path: leaf.tolist() for path, leaf in path_leaves(apart).items()}
+    {'blocks_0/w': [0, 1], 'blocks_1/w': [2, 3], 'head': [1.0, 1.0]}
+
+    Args:
+      params: nested dictionaries of arrays.
+      path: where the layers are, such as "params/blocks": all arrays there have the
+        layers as first axis.
+
+    Returns:
+      Nested dictionaries; layer k is at ``path_k``.
+
+    Raises:
+      ValueError: if there are no arrays at the path, or not of the same number of
+        layers.
+    """
+    leaves = path_leaves(params)
+    stacked = {p: x for p, x in leaves.items() if p.startswith(f"{path}/")}
+    counts = {np.shape(x)[0] if np.ndim(x) else None for x in stacked.values()}
+    if len(counts) != 1 or None in counts:
+        shapes = {p: list(np.shape(x)) for p, x in stacked.items()}
+        raise ValueError(
+            f"the arrays at {path!r} have the shapes {shapes}: layers that are stacked "
+            "have one first axis, the layers. Name the path that holds these"
+        )
+    (count,) = counts
+    apart = {
+        f"{path}_{k}{p.removeprefix(path)}": x[k]
+        for k in range(count or 0)
+        for p, x in stacked.items()
+    }
+    return nested({**{p: x for p, x in leaves.items() if p not in stacked}, **apart})
+
+
+def stack_layers(params: PyTree, path: str) -> dict[str, Any]:
+    """Returns parameters with layers stacked for a scan: undoes ``unstack_layers``.
+
+    Args:
+      params: nested dictionaries of arrays.
+      path: where the stacked layers will be; layer k is at ``path_k``.
+
+    Raises:
+      ValueError: if there are no such layers, or if they differ in their parameters or
+        shapes: merged layers that have several widths cannot be stacked.
+    """
+    leaves, layers = path_leaves(params), list[dict[str, Any]]()
+    while True:
+        prefix = f"{path}_{len(layers)}/"
+        layer = {p.removeprefix(prefix): p for p in leaves if p.startswith(prefix)}
+        if not layer:
+            break
+        layers.append(layer)
+    taken = {p for layer in layers for p in layer.values()}
+    shapes = [{p: np.shape(leaves[own]) for p, own in x.items()} for x in layers]
+    differing = [k for k, own in enumerate(shapes) if own != shapes[0]]
+    if not layers or differing:
+        found = f"layers {differing} differ from layer 0" if layers else "no layers"
+        raise ValueError(
+            f"found {found} at {path}_0, {path}_1, ...: layers that are stacked have "
+            "the same parameters of the same shapes. Merge them to one width"
+        )
+    stacked = {
+        f"{path}/{p}": jnp.stack([leaves[layer[p]] for layer in layers])
+        for p in layers[0]
+    }
+    return nested({**{p: x for p, x in leaves.items() if p not in taken}, **stacked})

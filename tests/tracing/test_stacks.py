@@ -9,9 +9,11 @@ import zipjax
 from benchmarks.zoo.case import linen, normal
 from tests.networks import relative_error
 from tests.zoo import stacks
-from tests.zoo.stacks import CASES, LAYERS, residual, split_layers
+from tests.zoo.stacks import CASES, LAYERS, residual
 from zipjax.similarity.activations import activations
+from zipjax.trees import path_leaves
 
+BLOCKS = "params/blocks"
 PAIRS = {
     "encoder": (stacks.Encoder(), stacks.Encoder(scanned=False), stacks.PATCHES),
     "remat": (
@@ -39,7 +41,7 @@ def test_scanned_layers_are_those_of_the_unrolled_network(name):
     """Perms, correlations, assignments and the merged function, layer by layer."""
     scanned, unrolled, inputs = PAIRS[name]
     scan_fn, models = models_of(scanned, inputs)
-    layer_fn, apart = unrolled.apply, [split_layers(m) for m in models]
+    layer_fn, apart = unrolled.apply, [zipjax.unstack_layers(m, BLOCKS) for m in models]
     np.testing.assert_allclose(
         scan_fn(models[0], inputs), layer_fn(apart[0], inputs), rtol=1e-4, atol=1e-5
     )
@@ -63,11 +65,10 @@ def test_scanned_layers_are_those_of_the_unrolled_network(name):
         )
         < 1e-4
     )
-    joined = split_layers(together.params())
-    for a, b in zip(
-        jax.tree.leaves(joined), jax.tree.leaves(separate.params()), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    joined = zipjax.unstack_layers(together.params(), BLOCKS)
+    leaves = path_leaves(separate.params())
+    for path, leaf in path_leaves(joined).items():
+        np.testing.assert_allclose(leaf, leaves[path], rtol=1e-4, atol=1e-5)
 
 
 def results(apply_fn, models, inputs):

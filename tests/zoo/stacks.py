@@ -105,15 +105,6 @@ class DecoderBlock(Llama):
         return x + self._glu(nn.RMSNorm()(x)), None
 
 
-def split_layers(params: Any) -> Any:
-    """Returns the parameters of a scanned network as those of the unrolled one."""
-    own = dict(params["params"])
-    stacked = own.pop("blocks")
-    for k in range(LAYERS):
-        own[f"blocks_{k}"] = jax.tree.map(lambda x, k=k: x[k], stacked)
-    return {"params": own}
-
-
 class Controller(nn.Module):
     """A Dense layer before a recurrent one whose state is reset, as in PPO."""
 
