@@ -181,6 +181,23 @@ def test_positions_are_followed_and_never_guessed(name):
     zipjax.verify_spec(apply_fn, case.params, spec, x, key=jax.random.key(0))
 
 
+def test_the_start_of_a_loop_is_not_all_of_it():
+    """A kernel that a ``while`` loop adds up, without data, at a counter."""
+
+    def apply_fn(params, x):
+        def body(carry):
+            k, total = carry
+            return k + 1, total + params["up"][k]
+
+        start = (jnp.int32(0), jnp.zeros((8, 10)))
+        _, kernel = jax.lax.while_loop(lambda c: c[0] < LAYERS, body, start)
+        return jnp.tanh(x @ params["first"] @ kernel) @ params["down"][0]
+
+    params, x = CASES["fori-indexed"]().params, normal(8, 4)
+    spec = zipjax.infer_spec(apply_fn, params, x)
+    zipjax.verify_spec(apply_fn, params, spec, x, key=jax.random.key(0))
+
+
 def test_one_compiled_loop_reads_all_layers():
     """The program that is compiled does not grow with the number of layers."""
 

@@ -18,7 +18,19 @@ from tests.networks import (
     variables,
 )
 from tests.zoo.stacks import CASES
-from zipjax import Axis, Perm, PermutationSpec, Sum, collect_moments, infer_spec
+from zipjax import (
+    Axis,
+    Perm,
+    PermutationSpec,
+    Sum,
+    collect_moments,
+    infer_spec,
+    merge,
+    permute,
+    permute_params,
+    random_permutations,
+    zipit,
+)
 from zipjax.program.program import trace
 from zipjax.similarity.activations import activations
 from zipjax.tracing.taps import find_taps
@@ -354,3 +366,25 @@ def test_units_whose_only_samples_are_other_units_are_averaged_over_these():
     found = np.asarray(moments["u"].correlation())
     np.testing.assert_allclose(found, np.tile(expected, (2, 2)), atol=1e-5)
     np.testing.assert_allclose(np.diag(found[:7, 7:]), 1, atol=1e-6)
+
+
+def fading(params, x):
+    """A stream of which the last layer sees half the units only."""
+    x = x @ params["embed"]
+    x = x + jnp.tanh(x @ params["up"]) @ params["down"]
+    return jax.nn.relu(x + params["bias"]) @ params["head"]
+
+
+def test_units_that_are_dead_at_the_end_of_a_stream_are_matched_by_what_came_before():
+    like = {"embed": shape(3, 8), "up": shape(8, 6), "down": shape(6, 8)}
+    params = randomise(like | {"bias": shape(8), "head": shape(8, 2)}, 0)
+    params["bias"] = np.float32([0, 0, 0, 0, -99, -99, -99, -99])
+    x = images(64, (3,))
+    spec = infer_spec(fading, params, x)
+    planted = random_permutations(spec, jax.random.key(2))
+    models = [params, permute_params(params, spec, planted)]
+    moments = collect_moments(fading, models, spec, [x])
+    assert (moments["embed"].deviation() == 0).sum() == 2 * 4
+    for recipe in (permute(), zipit()):
+        merged = merge(models, spec, recipe, moments=moments)
+        assert relative_error(fading(merged.params(), x), fading(params, x)) < 1e-5

@@ -175,7 +175,7 @@ def _shares(x: Any, count: int) -> Any:
         return jnp.stack([x] * count)
     if count == 1:
         return x[None]
-    return jnp.reshape(x, (count, -1, *jnp.shape(x)[1:]))
+    return x.reshape(count, -1, *x.shape[1:])
 
 
 Step = Callable[[list[PyTree], tuple[Any, ...]], PermMoments]

@@ -6,6 +6,7 @@ the numbers that positions are computed from are followed through the program.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,22 @@ _LARGEST = 4096
 
 _ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative,
-    "max": np.maximum, "min": np.minimum, "rem": np.fmod, "sign": np.sign,
+    "max": np.maximum, "min": np.minimum, "rem": np.fmod,
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-    "eq": np.equal, "ne": np.not_equal, "and": np.logical_and, "or": np.logical_or,
-    "not": np.logical_not, "clamp": lambda low, x, high: np.clip(x, low, high),
+    "eq": np.equal, "ne": np.not_equal,
+    "clamp": lambda low, x, high: np.clip(x, low, high),
     "select_n": lambda which, *cases: np.choose(which, cases, mode="clip"),
+    **dict.fromkeys(
+        (
+            "convert_element_type", "copy", "reshape", "squeeze", "expand_dims",
+            "broadcast_in_dim", "stop_gradient",
+        ),
+        lambda x, *_: x,
+    ),
 }  # fmt: skip
-_UNCHANGED = {
-    "convert_element_type", "copy", "reshape", "squeeze", "expand_dims",
-    "broadcast_in_dim", "stop_gradient",
+# Of whole numbers these are bit by bit.
+_LOGICAL: Mapping[str, Callable[..., Any]] = {
+    "and": np.logical_and, "or": np.logical_or, "not": np.logical_not,
 }  # fmt: skip
 
 
@@ -61,30 +69,44 @@ def constant_numbers(array: Any) -> Numbers | None:
 
 
 def computed_numbers(
-    eqn: Equation, operands: Sequence[Numbers | None], size: int
+    eqn: Equation, operands: Sequence[Numbers | None], aval: Any
 ) -> Numbers | None:
     """Returns the numbers that an equation computes; None if they are not known.
 
     Args:
       eqn: the equation.
       operands: the numbers that it reads.
-      size: number of elements of its result.
+      aval: shape and dtype of its result.
     """
-    name = eqn.primitive.name
-    if name == "iota":
-        return Numbers(np.arange(size)) if len(eqn.params["shape"]) == 1 else None
+    size = math.prod(aval.shape)
+    if eqn.primitive.name == "iota" and len(aval.shape) == 1 and size <= _LARGEST:
+        return Numbers(np.arange(size))
     known = [numbers for numbers in operands if numbers is not None]
-    if not known or len(known) < len(operands) or size > _LARGEST:
-        return None
     loops = {id(find(x.loop)): find(x.loop) for x in known if x.loop is not None}
-    if len(loops) > 1 or (loops and size != 1):
+    complete = known and len(known) == len(operands) and size <= _LARGEST
+    if not complete or len(loops) > 1 or (loops and size != 1):
         return None
+    rules = {**_ELEMENTWISE, **(_LOGICAL if aval.dtype == np.bool_ else {})}
+    rule = rules.get(eqn.primitive.name)
     loop = next(iter(loops.values()), None)
-    if name in _UNCHANGED and (loop is not None or known[0].values.size == size):
-        return Numbers(known[0].values, loop)
-    if name in _ELEMENTWISE:
-        return Numbers(np.asarray(_ELEMENTWISE[name](*(x.values for x in known))), loop)
-    return None
+    if rule is None:
+        return None
+    with np.errstate(all="ignore"):
+        values = np.asarray(rule(*(x.values for x in known)), np.int64)
+    if aval.dtype == np.bool_:
+        values = np.asarray(values != 0, np.int64)
+    fits = values.size == (size if loop is None else loop.size)
+    return Numbers(values, loop) if fits and _held(values, aval.dtype) else None
+
+
+def _held(values: np.ndarray, dtype: Any) -> bool:
+    """Returns whether a dtype holds these numbers: otherwise they would change."""
+    if dtype == np.bool_:
+        return True
+    if not jnp.issubdtype(dtype, jnp.integer):
+        return False
+    bounds = jnp.iinfo(dtype)
+    return bool(bounds.min <= values.min() and values.max() <= bounds.max)
 
 
 def row_numbers(stacked: Numbers | None, loop: Node) -> Numbers | None:

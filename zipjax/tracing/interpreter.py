@@ -7,7 +7,6 @@ body of a loop may depend on data when it leaves.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from zipjax.program.program import Equation, Literal, Operand, Program, ValueId
@@ -73,8 +72,8 @@ def _results(
     results = _with_depth(ledger, eqn, operands, axes)
     if len(results) != 1:
         return results
-    size = math.prod(shapes[0])
-    numbers = computed_numbers(eqn, [x.numbers for x in operands], size)
+    aval = program.avals[eqn.results[0]]
+    numbers = computed_numbers(eqn, [x.numbers for x in operands], aval)
     return [dataclasses.replace(results[0], numbers=numbers)]
 
 
@@ -160,7 +159,11 @@ def _while(ledger: Ledger, eqn: Equation, operands: Sequence[Value]) -> list[Val
     condition, body = eqn.bodies
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
-    carry = _carried(ledger, operands[last:], operands)
+    # What is known of the first iteration is not known of the others.
+    carry = [
+        dataclasses.replace(value, numbers=None)
+        for value in _carried(ledger, operands[last:], operands)
+    ]
     _interpret_body(ledger, condition, [*operands[:first], *carry])
     results = _interpret_body(ledger, body, [*operands[first:last], *carry])
     return _tie_carry(ledger, carry, results)
