@@ -17,6 +17,7 @@ from tests.networks import (
     variables,
 )
 from zipjax.models import resnet
+from zipjax.similarity import collecting
 
 WIDTHS = (3, 5, 4, 2)
 SPEC = dense_spec(WIDTHS)
@@ -257,3 +258,14 @@ def test_the_source_tells_models_order_and_spec_apart():
     copies = jax.tree.map(np.array, MODELS)
     assert zipjax.source_of(copies, SPEC) == sources[0]
     assert collect([X])["h0"].source == sources[0]
+
+
+@pytest.mark.parametrize("samples", [1, 7, 64, 100, 3 * 32 * 32])
+@pytest.mark.parametrize("places", [1, 2, 5, 24])
+def test_samples_of_earlier_places_are_spread_over_all_columns(places, samples):
+    step = collecting._stride(places, samples)
+    kept = np.arange(0, samples, step)
+    assert len(kept) >= min(samples, 40)
+    if samples == 3 * 32 * 32:
+        assert places / 2 <= step <= places + 3
+        assert set(kept % 32) == set(range(32))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from zipjax.types import ApplyFn, PyTree
 _LOG = logging.getLogger(__name__)
 
 PermMoments = dict[str, Moments]
+
+# Of a batch in one place: enough to see whether units vary.
+_FEW = 64
 
 
 def collect_moments(
@@ -245,13 +249,26 @@ def _moments(read: Activations, spec: PermutationSpec) -> Moments:
 
 def _element_moments(read: Activations) -> Moments:
     """Returns the moments of ``[places, samples, units]``."""
-    earlier = [Moments.of(x) for x in read.earlier]
+    places = sum(x.shape[0] for x in read.earlier)
+    earlier = [Moments.of(x[:, :: _stride(places, x.shape[1])]) for x in read.earlier]
     if all(x.shape[0] == 1 for x in read.last):
         last = Moments.of(jnp.concatenate([x[0] for x in read.last]))
     else:
         last = Moments.pooled([Moments.of(x) for x in read.last])
     before = Moments.pooled(earlier) if earlier else None
     return dataclasses.replace(last, earlier=before)
+
+
+def _stride(places: int, samples: int) -> int:
+    """Returns the step between samples that are taken in each of several places.
+
+    All places together are to cost as much as one, with enough samples in each. The
+    step divides no number of columns, so that all positions of an image are seen.
+    """
+    step = max(1, min(places, samples // _FEW))
+    while math.gcd(step, samples) > 1:
+        step += 1
+    return step
 
 
 def _merge(left: Moments, right: Moments) -> Moments:

@@ -162,31 +162,26 @@ def entry_names(entries: Entries) -> list[str]:
 
 def rename(entry: Entry, names: Mapping[str, str]) -> Entry:
     """Returns an entry with its perms and indices renamed."""
-    match entry:
-        case Axis():
-            return Axis(names[entry.perm], entry.role)
-        case Index():
-            return Index(names[entry.name], entry.size)
-        case Product(children):
-            return Product(tuple(rename(child, names) for child in children))
-        case Sum(children):
-            return Sum(tuple(rename(child, names) for child in children))
-        case Family(index, children):
-            return Family(index, tuple(rename(child, names) for child in children))
-    return entry
+
+    def renamed(atom: Axis | Index) -> Entry:
+        if isinstance(atom, Axis):
+            return Axis(names[atom.perm], atom.role)
+        return Index(names[atom.name], atom.size)
+
+    return replace_atoms(entry, renamed)
 
 
-def replace_axes(entry: Entry, function: Callable[[Axis], Entry]) -> Entry:
-    """Returns an entry with each ``Axis`` in it replaced."""
+def replace_atoms(entry: Entry, function: Callable[[Axis | Index], Entry]) -> Entry:
+    """Returns an entry with each ``Axis`` and ``Index`` in it replaced."""
     match entry:
-        case Axis():
+        case Axis() | Index():
             return function(entry)
         case Product(children):
-            return Product(tuple(replace_axes(x, function) for x in children))
+            return Product(tuple(replace_atoms(x, function) for x in children))
         case Sum(children):
-            return Sum(tuple(replace_axes(x, function) for x in children))
+            return Sum(tuple(replace_atoms(x, function) for x in children))
         case Family(index, children):
-            return Family(index, tuple(replace_axes(x, function) for x in children))
+            return Family(index, tuple(replace_atoms(x, function) for x in children))
     return entry
 
 

@@ -27,6 +27,7 @@ from zipjax.spec.entries import (
     Entry,
     Family,
     Fixed,
+    Index,
     Role,
     atom_blocks,
     atom_name,
@@ -36,7 +37,7 @@ from zipjax.spec.entries import (
     entry_size,
     entry_to_json,
     indices_of,
-    replace_axes,
+    replace_atoms,
 )
 from zipjax.spec.notes import Notes
 from zipjax.trees import check_same_keys, path_leaves
@@ -302,10 +303,12 @@ class PermutationSpec:
         """
 
         def kept(row: Entries) -> Entries:
-            return tuple(replace_axes(entry, keep) for entry in row)
+            return tuple(replace_atoms(entry, keep) for entry in row)
 
-        def keep(axis: Axis) -> Entry:
-            return axis if axis.perm in perms else Fixed(self.sizes[axis.perm])
+        def keep(atom: Axis | Index) -> Entry:
+            if isinstance(atom, Axis) and atom.perm not in perms:
+                return Fixed(self.sizes[atom.perm])
+            return atom
 
         inside = (
             dataclasses.replace(x, entries=kept(x.entries)) for x in self.boundaries
