@@ -27,6 +27,7 @@ from tests.networks import (
     variables,
 )
 from tests.streams import INPUTS, apart, stream_apply, stream_params
+from zipjax.checkpoints import _check_digests, _digests, load_tree, save_tree
 from zipjax.trees import path_leaves
 
 NET = FlattenNet()
@@ -230,6 +231,39 @@ def test_a_damaged_file_is_an_error_or_did_not_matter(tmp_path, whole, damage):
         assert files_of(copy.parent) == before
     assert errors >= 2
     gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_of_an_array_is_an_error(tmp_path):
+    path, value = tmp_path / "tree", images(3000, (1,))
+    save_tree(path, {"w": value}, {"name": "tree", "parts": (1, 2)})
+    assert load_tree(path)[1] == {"name": "tree", "parts": [1, 2]}
+    name = max(files_of(path), key=lambda name: (path / name).stat().st_size)
+    data = bytearray((path / name).read_bytes())
+    found = 0
+    for place in np.linspace(len(data) // 4, 3 * len(data) // 4, 6, dtype=int):
+        changed = data.copy()
+        changed[place] ^= 1
+        (path / name).write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match=r"tree' is damaged") as error:
+            load_tree(path)
+        found += "arrays ['w'] are not those that were saved" in str(error.value)
+    assert found  # Orbax itself does not notice all of them.
+    (path / name).write_bytes(bytes(data))
+    np.testing.assert_array_equal(load_tree(path)[0]["w"], value)
+
+
+def test_changed_arrays_and_metadata_are_named():
+    leaves, metadata = {"w": np.arange(3.0), "b": np.ones(2)}, {"name": "tree"}
+    digests = {"digests": _digests(leaves, metadata)}
+    _check_digests(leaves, {**metadata, **digests})
+    with pytest.raises(ValueError, match=r"arrays \['w'\] are not those"):
+        _check_digests({**leaves, "w": np.arange(3.0) + 1e-9}, {**metadata, **digests})
+    with pytest.raises(ValueError, match=r"arrays \['b'\] are not those"):
+        _check_digests({**leaves, "b": np.ones((2, 1))}, {**metadata, **digests})
+    with pytest.raises(ValueError, match="metadata are not those"):
+        _check_digests(leaves, {"name": "three", **digests})
+    _check_digests(leaves, metadata)  # Of earlier versions.
 
 
 def make_missing(path):

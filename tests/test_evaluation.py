@@ -179,6 +179,32 @@ def test_bad_input(outputs, labels, tasks, options, message):
         evaluate(outputs, labels, tasks, **options)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "labels", "message"),
+    [
+        (np.where(LOGITS == 9, np.nan, LOGITS), LABELS, "1 of 3 examples are NaN"),
+        (
+            [LOGITS, np.where(LOGITS == 1, -np.inf, LOGITS)],
+            LABELS,
+            "examples are NaN or infinite",
+        ),
+        (LOGITS, LABELS + 0.5, r"float64\[2\], such as \[0.5, 1.5\]: .* whole"),
+        (LOGITS, LABELS + np.nan, "whole numbers"),
+        (LOGITS, LABELS.astype(str), "whole numbers"),
+        (LOGITS, LABELS[:, None], r"int64\[2, 1\].*\[batch\]"),
+        (LOGITS, LABELS - 7, r"labels \[-7, -6\] belong to none"),
+    ],
+)
+def test_what_cannot_be_scored(outputs, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(outputs, labels, [[0, 1], [2, 3]])
+
+
+def test_every_example_has_a_label():
+    with pytest.raises(ValueError, match=r"labels of 1 examples.* shape \[5, 4\]"):
+        zipjax.evaluate(lambda x: x, [(LOGITS, LABELS[:1])], tasks=[[0, 1], [2, 3]])
+
+
 def test_no_batches():
     with pytest.raises(ValueError, match=r"\[0, 0\] examples"):
         zipjax.evaluate(lambda x: x, [], tasks=TASKS)
@@ -236,6 +262,20 @@ def test_tasks_that_share_one_output_are_told_apart_by_their_embeddings():
 def test_shared_tasks_that_do_not_fit_the_outputs(outputs, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_tasks(outputs, SHARED_LABELS, **options)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "message"),
+    [
+        (np.full((4, 3), np.nan), SHARED_LABELS, "NaN or infinite"),
+        (np.eye(4, 3), SHARED_LABELS + 3, r"labels \[3, 4\] belong to none"),
+        (np.eye(4, 3), SHARED_LABELS / 2, "whole numbers"),
+        (np.eye(4, 3), SHARED_LABELS[:, 0], r"\[batch, tasks\]"),
+    ],
+)
+def test_shared_tasks_that_cannot_be_scored(outputs, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_tasks([outputs, outputs], labels)
 
 
 def test_shared_tasks_need_examples():

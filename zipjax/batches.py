@@ -16,7 +16,7 @@ InputsOf = Callable[[Any], Any]
 def input_batches(
     batches: Iterable[Any], inputs_of: InputsOf | None = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields every batch's inputs as a tuple, checked.
+    """Yields every batch's inputs as a tuple, checked; batches are read as asked for.
 
     Args:
       batches: an iterable of batches; every batch is read once.
@@ -25,9 +25,14 @@ def input_batches(
         a batch axis (PRNG keys, masks) may be among them.
 
     Raises:
-      ValueError: if there are no batches, or one has no leading axis, is empty, or
-        holds NaN or infinity.
+      ValueError: if there are no batches, or one array in place of them, or if one has
+        no leading axis, is empty, or holds NaN or infinity.
     """
+    if (shape := getattr(batches, "shape", None)) is not None:
+        raise ValueError(
+            f"batches are one array of shape {list(shape)}, whose examples would be "
+            "taken for batches: pass a list of batches, [array] for one"
+        )
     number = -1
     for number, batch in enumerate(batches):
         arrays = batch if inputs_of is None else inputs_of(batch)
@@ -41,19 +46,32 @@ def input_batches(
         )
 
 
-def plain_average(measured: Iterable[PyTree]) -> PyTree:
-    """Returns the average of pytrees of arrays, in float64 on the host.
-
-    Every pytree counts the same. They should be small, such as statistics of one batch.
+def sample_average(measured: Iterable[tuple[PyTree, PyTree]]) -> PyTree:
+    """Returns the average over samples of pytrees of arrays, in float64 on the host.
 
     Args:
-      measured: one pytree or more, all of one structure.
+      measured: one pair or more: arrays, which should be small, such as the statistics
+        of one batch, and the number of samples behind each of them. All have one
+        structure; the numbers may stand for whole branches of it.
     """
-    total, count = None, 0
-    for count, tree in enumerate(measured, start=1):
-        wide = jax.tree_util.tree_map(np.float64, jax.device_get(tree))
-        total = wide if count == 1 else jax.tree_util.tree_map(np.add, total, wide)
-    return jax.tree_util.tree_map(lambda x: x / count, total)
+    totals: PyTree = None
+    for values, counts in measured:
+        pair = _times(*jax.device_get((counts, values))), jax.device_get(counts)
+        wide = jax.tree_util.tree_map(np.float64, pair)
+        totals = (
+            wide if totals is None else jax.tree_util.tree_map(np.add, totals, wide)
+        )
+    total, count = totals
+    return _times(jax.tree_util.tree_map(np.reciprocal, count), total)
+
+
+def _times(factors: PyTree, values: PyTree) -> PyTree:
+    """Returns values times factors, which may stand for whole branches of values."""
+
+    def branch(factor: Any, part: PyTree) -> PyTree:
+        return jax.tree_util.tree_map(lambda x: np.float64(factor) * x, part)
+
+    return jax.tree_util.tree_map(branch, factors, values)
 
 
 def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:

@@ -4,6 +4,8 @@ Orbax writes to a temporary folder and renames it at the end: a checkpoint under
 final name is whole, even if a run was killed.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +26,13 @@ from zipjax.trees import (
     host_array,
     nested,
     path_leaves,
+    summary,
 )
-from zipjax.types import PyTree
+from zipjax.types import Leaves, PyTree
 
 _FORMAT = "zipjax.Merged"
 _KEYS = "prng_keys"
+_DIGESTS = "digests"
 Specs = PermutationSpec | tuple[PermutationSpec, ...]
 
 
@@ -192,7 +196,9 @@ def save_tree(
 ) -> None:
     """Saves a pytree of arrays with JSON metadata under a name that is free.
 
-    Typed PRNG keys are stored as their numbers and the name of their generator.
+    Typed PRNG keys are stored as their numbers and the name of their generator. Digests
+    of all arrays that this process holds, and of the metadata, are stored with them:
+    :func:`load_tree` finds any change.
 
     Raises:
       ValueError: if the path exists.
@@ -208,15 +214,18 @@ def save_tree(
     names = {path: str(jax.random.key_impl(leaf)) for path, leaf in found.items()}
     numbers = {path: host_array(leaf) for path, leaf in found.items()}
     content = {**metadata, _KEYS: names} if names else dict(metadata)
-    plain = from_leaves({**leaves, **numbers}, tree)
-    ocp.save(str(target), plain, custom_metadata=content)
+    plain = {**leaves, **numbers}
+    digests = {_DIGESTS: _digests(plain, content)}
+    ocp.save(
+        str(target), from_leaves(plain, tree), custom_metadata={**content, **digests}
+    )
 
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
     """Restores a pytree of numpy arrays and its metadata.
 
     Raises:
-      ValueError: if there is no whole checkpoint.
+      ValueError: if there is no whole checkpoint, or if it is not as it was saved.
     """
     target = Path(path).absolute()
     if not target.exists():
@@ -230,10 +239,49 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
         abstract = jax.tree_util.tree_map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata
         )
-        extra: Any = metadata.custom_metadata or {}
-        return _with_keys(ocp.load(str(target), abstract), dict(extra))
+        extra: Any = dict(metadata.custom_metadata or {})
+        tree = ocp.load(str(target), abstract)
+        _check_digests(tree, extra)
+        return _with_keys(tree, extra)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise _damaged(target, error) from error
+
+
+def _digests(leaves: Leaves, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns digests of the metadata and, by path, of arrays, their dtypes and shapes.
+
+    Arrays that other hosts hold in part, or that are Python's numbers, have none.
+    """
+    arrays = {
+        path: _digest(f"{leaf.dtype}{list(leaf.shape)}", np.asarray(leaf).tobytes())
+        for path, leaf in leaves.items()
+        if hasattr(leaf, "dtype") and getattr(leaf, "is_fully_addressable", True)
+    }
+    text = _digest(json.dumps(metadata, sort_keys=True))
+    return {"arrays": arrays, "metadata": text}
+
+
+def _digest(text: str, data: bytes = b"") -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _check_digests(tree: PyTree, metadata: dict[str, Any]) -> None:
+    """Checks what was read against the digests, which are taken from the metadata.
+
+    Checkpoints of earlier versions have none.
+    """
+    stored = metadata.pop(_DIGESTS, None)
+    if stored is None:
+        return
+    found = _digests(path_leaves(tree), metadata)
+    names = stored["arrays"]
+    changed = [path for path in names if names[path] != found["arrays"].get(path)]
+    if changed:
+        raise ValueError(f"the arrays {summary(changed)} are not those that were saved")
+    if stored["metadata"] != found["metadata"]:
+        raise ValueError("the metadata are not those that were saved")
 
 
 def _with_keys(tree: PyTree, metadata: dict[str, Any]) -> tuple[PyTree, dict[str, Any]]:

@@ -79,15 +79,17 @@ def evaluate(
 
     Raises:
       ValueError: if tasks overlap, a label belongs to no task, a task has no examples,
-        the numbers of heads and of tasks differ, or outputs have the wrong width.
+        the numbers of heads and of tasks or of outputs and of labels differ, or outputs
+        are not finite or have the wrong width.
     """
     classes = _all_classes(tasks)
     joint_hits, count = 0, 0
     hits, totals = np.zeros(len(tasks)), np.zeros(len(tasks))
     for inputs, batch_labels in batches:
-        labels = np.asarray(batch_labels)
+        labels = _whole_labels(batch_labels, 1)
         _check_labels(labels, classes)
-        scores = _task_scores(forward(inputs), tasks, class_embeddings)
+        outputs = _checked_outputs(forward(inputs), len(labels))
+        scores = _task_scores(outputs, tasks, class_embeddings)
         joint = classes[np.concatenate(scores, axis=1).argmax(1)]
         joint_hits += int((joint == labels).sum())
         count += labels.size
@@ -134,18 +136,20 @@ def evaluate_tasks(
 
     Raises:
       ValueError: if there are no examples, the numbers of labels, embeddings and heads
-        differ, or outputs and embeddings differ in width.
+        differ, labels are no classes, outputs are not finite, or outputs and embeddings
+        differ in width.
     """
     every: list[np.ndarray] = []
     for inputs, batch_labels in batches:
-        labels = np.asarray(batch_labels)
-        outputs = _one_each(forward(inputs), labels.shape[1], class_embeddings)
+        labels = _whole_labels(batch_labels, 2)
+        found = _checked_outputs(forward(inputs), len(labels))
+        outputs = _one_each(found, labels.shape[1], class_embeddings)
         scores = [
-            np.asarray(output)
-            if targets is None
-            else _scores(output, range(len(targets)), targets)
+            output if targets is None else _scores(output, range(len(targets)), targets)
             for output, targets in outputs
         ]
+        for column, score in zip(labels.T, scores, strict=True):
+            _check_labels(column, np.arange(score.shape[1]))
         predicted = np.stack([score.argmax(1) for score in scores], axis=1)
         every.append(predicted == labels)
     right = np.concatenate(every) if every else np.empty((0, 0))
@@ -235,10 +239,42 @@ def _all_classes(tasks: Sequence[Task]) -> np.ndarray:
     return classes
 
 
+def _checked_outputs(outputs: Any, examples: int) -> Any:
+    """Returns one output or one per head, in float64, after checking them."""
+    if isinstance(outputs, (list, tuple)):
+        return [_checked_outputs(output, examples) for output in outputs]
+    array = np.asarray(outputs, np.float64)
+    if array.ndim != 2 or len(array) != examples:
+        raise ValueError(
+            f"there are labels of {examples} examples, but an output of shape "
+            f"{list(array.shape)}: give every example one row of outputs and one label"
+        )
+    if bad := (~np.isfinite(array).all(1)).sum():
+        raise ValueError(
+            f"the outputs of {bad} of {examples} examples are NaN or infinite, so that "
+            "they predict nothing: check the model's parameters and the inputs"
+        )
+    return array
+
+
+def _whole_labels(labels: Any, rank: int) -> np.ndarray:
+    """Returns labels of this rank as integers."""
+    array = np.asarray(labels)
+    numbers = array.dtype.kind in "biuf" and np.isfinite(array).all()
+    if array.ndim != rank or not numbers or (array != np.floor(array)).any():
+        wanted = "[batch]" if rank == 1 else "[batch, tasks]"
+        raise ValueError(
+            f"labels are {array.dtype}{list(array.shape)}, such as "
+            f"{array.ravel()[:4].tolist()}: pass classes as whole numbers {wanted}"
+        )
+    return array.astype(np.int64)
+
+
 def _check_labels(labels: np.ndarray, classes: np.ndarray) -> None:
     strange = np.setdiff1d(labels, classes)
     if strange.size:
         raise ValueError(
-            f"the labels {strange.tolist()} belong to none of the tasks, whose classes "
-            f"are {sorted(classes.tolist())}: remove their examples from the batches"
+            f"the labels {strange.tolist()[:8]} belong to none of the tasks, whose "
+            f"classes are {sorted(classes.tolist())}: remove their examples from the "
+            "batches"
         )

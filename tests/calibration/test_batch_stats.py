@@ -38,7 +38,8 @@ def flax_stats(net, params, batch, momentum):
 
 def expected_stats(net, params, batches, momentum):
     stats = [flax_stats(net, params, batch, momentum) for batch in batches]
-    mean = jax.tree.map(lambda *x: np.mean(np.float64(x), axis=0), *stats)
+    sizes = list(map(len, batches))
+    mean = jax.tree.map(lambda *x: np.average(np.float64(x), 0, sizes), *stats)
     return path_leaves({"batch_stats": mean})
 
 
@@ -95,15 +96,16 @@ def conv_output(params, x):
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
-def test_statistics_are_plain_averages_over_the_batches(ddof):
-    # Batches count alike, whatever their size.
+def test_statistics_are_averages_over_the_batches(ddof):
+    # Samples count alike, whatever the size of their batch.
     batches = [X[:3], X[3:37], X[37:38]]
     params = FLATTEN_MODELS[0]
     reset = zipjax.reset_batch_stats(FLATTEN.apply, params, batches, ddof=ddof)
     units = [conv_output(params, x) for x in batches]
     stats = reset["batch_stats"]["norm"]
-    means = np.mean([u.mean(0) for u in units], axis=0)
-    variances = np.mean([u.var(0, ddof=ddof) for u in units], axis=0)
+    sizes = [len(u) for u in units]
+    means = np.average([u.mean(0) for u in units], 0, sizes)
+    variances = np.average([u.var(0, ddof=ddof) for u in units], 0, sizes)
     assert relative_error(stats["mean"], means) < 1e-5
     assert relative_error(stats["var"], variances) < 1e-5
 
@@ -184,6 +186,36 @@ NAN = np.where(np.arange(3) == 1, np.nan, X[:4])
 def test_bad_batches(batches, message):
     with pytest.raises(ValueError, match=message):
         zipjax.reset_batch_stats(FLATTEN.apply, flatten_merged(), batches)
+
+
+def normed(params, x):
+    return (x - params["mean"]) / jnp.sqrt(params["var"] + 1e-5) @ params["w"]
+
+
+NORMED = {"mean": jnp.zeros(3), "var": jnp.ones(3), "w": jnp.ones((3, 2))}
+
+
+def test_a_last_batch_of_one_sample_counts_as_one_sample():
+    x = 5 + 3 * images(1025, (3,))
+    batches = [x[k : k + 256] for k in range(0, 1025, 256)]
+    reset = zipjax.reset_batch_stats(normed, NORMED, batches)
+    wide = np.float64(x)
+    assert relative_error(reset["mean"], wide.mean(0)) < 1e-5
+    within = sum(np.float64(b).var(0) * len(b) for b in batches) / 1025
+    assert relative_error(reset["var"], within) < 1e-5
+    assert 0.98 < (reset["var"] / wide.var(0)).min() <= 1.001
+
+
+@pytest.mark.parametrize("ddof", [99, np.nan, -1])
+def test_only_the_two_usual_divisors_are_known(ddof):
+    with pytest.raises(ValueError, match=r"ddof = .*: pass 0, or 1"):
+        zipjax.reset_batch_stats(normed, NORMED, [images(4, (3,))], ddof=ddof)
+
+
+def test_one_sample_has_no_unbiased_variance():
+    batches = [images(4, (3,)), images(1, (3,))]
+    with pytest.raises(ValueError, match=r"1 sample for the variance 'var'.*ddof=0"):
+        zipjax.reset_batch_stats(normed, NORMED, batches, ddof=1)
 
 
 def test_training_mode_is_refused():

@@ -251,3 +251,12 @@ def test_queries_keys_and_values_of_one_kernel():
     )
     assert relative_error(after["kernel"], kernel) < 1e-3
     assert relative_error(after["bias"], bias) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{"ridge": np.nan}, {"ridge": -1e-3}, {"sweeps": -1}], ids=str
+)
+def test_settings_that_solve_nothing_are_refused(options):
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    with pytest.raises(ValueError, match=r"ridge = .* finite numbers from 0 on"):
+        zipjax.refit(dense_apply, MODELS, merged, BATCHES, **options)

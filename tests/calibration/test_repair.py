@@ -73,6 +73,15 @@ def test_units_get_their_parents_statistics():
         np.testing.assert_array_equal(after[name], before[name])
 
 
+def test_samples_count_alike_in_batches_of_any_size():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    repaired = zipjax.repair(dense_apply, MODELS, merged, [X[:1], X[1:]])
+    parents = np.concatenate([hidden(model, X)[0] for model in MODELS], axis=1)
+    wanted = averaged(ASSIGNMENTS["h0"], parents.mean(0))
+    found = hidden(repaired.params(), X)[0]
+    assert relative_error(found.mean(0), wanted) < 1e-5
+
+
 def test_averaging_shrinks_deviations_and_repair_brings_them_back():
     widths = (20, 40, 40, 40, 4)
     models = [dense_params(widths, seed) for seed in range(3)]

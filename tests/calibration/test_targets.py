@@ -26,3 +26,22 @@ def test_the_ensemble_needs_a_task_a_model():
     target = zipjax.ensemble_target(np.eye(3), [[0], [1, 2]])
     with pytest.raises(ValueError, match="one task per model"):
         target([jnp.ones((1, 3))])
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "tasks", "options", "message"),
+    [
+        (np.eye(6), [[0], [99]], {}, r"classes \[99\] outside of 0..5"),
+        (np.eye(6), [[0], [-1]], {}, r"classes \[-1\] outside"),
+        (np.eye(6), [[0], [1.5]], {}, r"classes \[1.5\] outside"),
+        (np.eye(6), [[0, 1], [1, 2]], {}, r"classes \[1\] twice"),
+        (np.eye(6), [[0, 1], []], {}, "every task some classes"),
+        (np.eye(6) * np.nan, [[0], [1]], {}, "no finite vectors"),
+        (np.eye(6), [[0], [1]], {"sharpness": np.nan}, "sharpness = nan"),
+    ],
+)
+def test_tasks_and_embeddings_that_make_no_target(
+    embeddings, tasks, options, message, untyped
+):
+    with pytest.raises(ValueError, match=message):
+        zipjax.ensemble_target(embeddings, tasks, **options)

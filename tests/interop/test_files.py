@@ -179,3 +179,13 @@ def test_damaged_files_are_refused(tmp_path, suffix):
     path.write_bytes(b"\x80 no such thing" * 9)
     with pytest.raises(ValueError, match="cannot be read"):
         load_state_dict(path)
+
+
+def test_keys_may_be_called_like_arguments_of_numpy(tmp_path):
+    keys = "allow_pickle", "file", "args", "a/b"
+    state = {key: np.full(3, k, np.float32) for k, key in enumerate(keys)}
+    save_state_dict(tmp_path / "model.npz", state)
+    with np.load(tmp_path / "model.npz") as found:
+        assert set(found.files) == set(keys)
+        for key, array in state.items():
+            np.testing.assert_array_equal(found[key], array)

@@ -360,3 +360,29 @@ def test_recipes_with_a_random_order_want_a_key():
     both = strangers("mlp")
     with pytest.raises(ValueError, match=r"'git_rebasin' .*random order: pass a PRNG"):
         zipjax.merge(both.models, both.spec, zipjax.git_rebasin())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        zipjax.permute,
+        zipjax.git_rebasin,
+        zipjax.zipit,
+        zipjax.weight_zip,
+        functools.partial(zipjax.mudsc, 0.5),
+    ],
+)
+def test_unknown_references_and_metrics_are_refused(make, untyped):
+    with pytest.raises(ValueError, match="reference = 'foo' is unknown: choose"):
+        make(reference="foo")
+    if make not in (zipjax.permute, zipjax.zipit):
+        with pytest.raises(ValueError, match="metric = 'foo' is unknown: choose"):
+            make(metric="foo")
+
+
+@pytest.mark.parametrize(
+    "options", [{"alpha": 7}, {"alpha": 0.5}, {"beta": 0.0}, {"num_units": {"h": 3}}]
+)
+def test_an_alignment_has_no_settings_of_a_zip(options):
+    with pytest.raises(ValueError, match=r"settings of a zip.*matching='zip'"):
+        zipjax.mudsc(0.5, "align", **options)

@@ -100,3 +100,26 @@ def test_the_models_stay_as_they_are():
     searched(zipjax.zipit, {"alpha": (0.5,)})
     for path, leaf in path_leaves(MODELS[1]).items():
         np.testing.assert_array_equal(leaf, before[path])
+
+
+def scored(values):
+    scores = iter(values)
+    grid = {"alpha": [0.1, 0.4, 1.0]}
+    return zipjax.search(
+        MODELS, SPEC, zipjax.zipit, grid, lambda _: next(scores), moments=MOMENTS
+    )
+
+
+def test_nan_is_never_the_best_score():
+    found = scored([np.nan, 1.0, 2.0])
+    assert found.best.settings == {"alpha": 1.0}
+    assert [trial.score for trial in found.trials[1:]] == [1.0, 2.0]
+    assert "| **1.0** | **2.0000** |" in found.table()
+    with pytest.raises(ValueError, match="scores of all 3 trials are NaN"):
+        scored([np.nan] * 3)
+
+
+@pytest.mark.parametrize("value", ["first", 3, None])
+def test_one_value_is_no_list_of_values(value):
+    with pytest.raises(ValueError, match=r"values of 'alpha' are .*: pass a list"):
+        searched(zipjax.zipit, {"alpha": value})

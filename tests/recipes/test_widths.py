@@ -127,3 +127,11 @@ def test_heads_after_a_cut_inside_a_stream_keep_their_widths():
     assert allot(narrow + 0.5) == {"embed": 6, "blocks/0/up": 5}
     with pytest.raises(ValueError, match="the least widths"):
         allot(narrow - 0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cost": np.nan}, {"cost": -1.0}, {"smallest": np.nan}, {"steps": 0}]
+)
+def test_budgets_are_positive_numbers(options):
+    with pytest.raises(ValueError, match=r"cost = .*: pass positive numbers"):
+        allot(**options)

@@ -67,6 +67,37 @@ def test_a_mean_a_thousand_times_the_deviation_loses_nothing(batch):
     check(moments, samples)
 
 
+@jax.jit
+def one_by_one(moments, samples):
+    """Adds every sample on its own."""
+
+    def add(state, sample):
+        return state.update(sample[None]), None
+
+    return jax.lax.scan(add, moments, samples)[0]
+
+
+def test_many_small_updates_do_not_drift():
+    # A plain sum of float32 is 2e-4 off by then, and grows with every sample.
+    samples = 3 + np.random.default_rng(0).normal(size=(2**19, 2)).astype(np.float32)
+    moments = one_by_one(Moments.empty(2), samples)
+    expected = np.cov(np.float64(samples).T, bias=True)
+    assert relative_error(moments.covariance(), expected) < 2e-6
+    assert relative_error(moments.mean, samples.mean(0, np.float64)) < 1e-6
+
+
+def test_counts_do_not_stall():
+    """From 2^24 on, a float32 plus 1 is itself."""
+    samples = samples_of(1000, 2)
+    zeros = jnp.zeros(2)
+    many = Moments(jnp.float32(2**24), zeros, zeros, 2.0**24 * jnp.eye(2))
+    both = one_by_one(many.merge(Moments.empty(2)), samples)
+    assert both.count == 2**24 + 1000
+    x = np.float64(samples)
+    total = 2.0**24 * np.eye(2) + x.T @ x - np.outer(x.sum(0), x.sum(0)) / both.count
+    assert relative_error(both.m2, total) < 1e-7
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_inputs_accumulate_in_float32(dtype):
     samples = jnp.asarray(samples_of(3000, 4, mean=3), dtype)

@@ -1,5 +1,7 @@
 """The permutation spec: construction, validation, sizes, depth and cuts."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,47 @@ def test_specs_of_other_content_differ(other):
 def test_what_is_no_spec_in_json_is_refused(text):
     with pytest.raises(ValueError, match="is not a"):
         PermutationSpec.from_json(text)
+
+
+def json_of(**changes):
+    """The JSON of a spec, with other values at its top."""
+    return json.dumps({**json.loads(SPEC.to_json()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json_of(perms={"h": {"size": 2.5, "groups": []}}), "is not a"),
+        (json_of(perms={"h": {"size": float("inf"), "groups": []}}), "is not a"),
+        (json_of(perms={"h": {"size": 3, "groups": ["h"]}}), "nested in one another"),
+        (json_of(depths={"first": -1, "last": 2}), r"\{'first': -1\} are no numbers"),
+        (json_of(depths={"first": 1.5, "last": 2}), "is not a"),
+        ("[" * 100_000, "is not a"),
+    ],
+    ids=["fraction", "infinity", "circle", "negative", "half a layer", "deep"],
+)
+def test_json_of_impossible_numbers_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        PermutationSpec.from_json(text)
+
+
+def test_perms_are_not_nested_in_one_another():
+    both = Product((Axis("a", "out"), Axis("b", "out")))
+    read = Product((Axis("a", "in"), Axis("b", "in")))
+    perms = {"a": Perm(2, ("b",)), "b": Perm(3, ("a",))}
+    with pytest.raises(ValueError, match=r"perms \[.*\] are nested in one another"):
+        PermutationSpec({"w1": (None, both), "w2": (read, None)}, perms)
+
+
+@pytest.mark.parametrize("size", [2.5, np.nan, "3"], ids=str)
+def test_sizes_are_whole_numbers(size):
+    with pytest.raises(ValueError, match="sizes are whole numbers"):
+        PermutationSpec(AXES, {"h": Perm(size)})
+
+
+def test_members_of_an_unknown_perm():
+    with pytest.raises(ValueError, match=r"no perm 'typo': choose one of \['h'\]"):
+        SPEC.members("typo")
 
 
 def test_a_spec_cannot_be_changed():

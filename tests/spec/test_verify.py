@@ -114,6 +114,60 @@ def test_inputs_that_are_not_finite_verify_nothing(key):
         zipjax.verify_spec(dense_apply, PARAMS, SPEC, X * np.nan, key=key)
 
 
+def test_no_samples_verify_nothing(key):
+    with pytest.raises(SpecError, match="outputs are empty"):
+        zipjax.verify_spec(dense_apply, PARAMS, SPEC, X[:0], key=key)
+
+
+UNINFORMATIVE = {
+    "constant": lambda params, x: 0 * dense_apply(params, x) + 2,
+    # The output's bias differs from class to class.
+    "dead": lambda params, x: 0 * dense_apply(params, x) + params["layers"][2]["b"],
+    "one value": lambda params, x: 0 * dense_apply(params, x).sum(),
+}
+
+
+@pytest.mark.parametrize("name", UNINFORMATIVE)
+def test_outputs_that_do_not_depend_on_units_verify_nothing(name, key):
+    message = (
+        r"outputs (are constant \(\[2.0\]\)|do not depend on).*nothing is verified"
+    )
+    with pytest.raises(SpecError, match=message):
+        zipjax.verify_spec(UNINFORMATIVE[name], PARAMS, SPEC, X, key=key)
+
+
+def test_one_number_or_a_direction_verifies_a_spec(key):
+    def direction(params, x):
+        hidden = jax.nn.relu(x @ params["in"]) @ params["out"]
+        return hidden / jnp.linalg.norm(hidden)
+
+    def loss(params, x):
+        return dense_apply(params, x).sum()
+
+    assert zipjax.verify_spec(loss, PARAMS, SPEC, X, key=key) < 1e-5
+    spec = PermutationSpec({"in": (None, H0), "out": (READ_H0, None)}, {"h0": Perm(6)})
+    params = {"in": PARAMS["layers"][0]["w"], "out": PARAMS["layers"][2]["w"]}
+    assert zipjax.verify_spec(direction, params, spec, X, key=key) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("permutations", "message"),
+    [
+        ({"h7": np.arange(6)}, r"unexpected \['h7'\].*perms are \['h0', 'h1'\]"),
+        ({"h0": np.zeros(6, int)}, r"'h0' are int64\[6\], \[0 0 .*of 0..5"),
+        ({"h0": np.arange(6) - 6}, "permutations of 0..5"),
+        ({"h0": np.arange(7)}, r"int64\[7\].*as integers \[6\]"),
+        ({"h0": np.arange(6.0)}, r"float64\[6\].*as integers"),
+        ({"h0": np.arange(6) > 2}, r"bool\[6\].*as integers"),
+        ({"h1": [0, 1, 2, 3, 4, 4]}, "'h1' are int64"),
+    ],
+    ids=["unknown", "repeated", "negative", "long", "floats", "a mask", "a list"],
+)
+def test_indices_are_permutations(permutations, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        zipjax.permute_params(PARAMS, SPEC, permutations)
+
+
 def test_a_spec_without_perms_verifies_nothing(key):
     def training(params, x):
         """Returns what it should not: hidden values beside the outputs."""

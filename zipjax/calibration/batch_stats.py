@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.batches import InputsOf, input_batches, plain_average
+from zipjax.batches import InputsOf, input_batches, sample_average
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import functions_of, with_leaves
 from zipjax.program.dependence import read_parameters
@@ -45,11 +45,11 @@ def reset_batch_stats(
     """Re-estimates the BatchNorm means and variances of a model.
 
     Every batch is normalised by its own statistics, as in training; the new ones are
-    their plain averages over the batches. ``apply_fn`` stays in evaluation mode: norms
-    are found in the traced network, in any framework, as a mean that is subtracted
-    beside a variance whose root divides. Statistics of any shape keep their axes, and
-    are taken over all others. A norm that is applied at several places gets those of
-    the first.
+    their averages over the batches, weighted by samples. ``apply_fn`` stays in
+    evaluation mode: norms are found in the traced network, in any framework, as a mean
+    that is subtracted beside a variance whose root divides. Statistics of any shape
+    keep their axes, and are taken over all others. A norm that is applied at several
+    places gets those of the first.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; a sequence with one
@@ -61,20 +61,24 @@ def reset_batch_stats(
       stats: maps all parameters' paths to those of the running means and variances, as
         pairs; by default they are found.
       ddof: 1 stores variances divided by the number of samples less one, as PyTorch
-        does; batches are normalised by the plain ones in either case.
+        does; 0 by the number itself. Batches are normalised by the latter in either
+        case.
 
     Returns:
       A new model of the same kind; without BatchNorm, an equal one.
 
     Raises:
-      ValueError: if there are no batches, if one is empty or holds NaN, or if there are
-        statistics, by name or by what is computed with them, for which no norm is found
+      ValueError: if there are no batches, if one is empty or holds NaN, if ddof is
+        neither 0 nor 1, or 1 where a batch has one sample, or if there are statistics,
+        by name or by what is computed with them, for which no norm is found
         in the traced network.
     """
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof = {ddof!r}: pass 0, or 1 for variances as in PyTorch")
     calls, heads = zip(*functions_of(apply_fn, model), strict=True)
     functions = one_or_each(calls)
     pairs = None if stats is None else tuple(_pairs(stats, head) for head in heads)
-    means = plain_average(
+    means = sample_average(
         _batch_statistics(functions, pairs, ddof, list(heads), arrays)
         for arrays in input_batches(batches, inputs_of)
     )
@@ -102,14 +106,18 @@ def _batch_statistics(
     ddof: int,
     heads: list[PyTree],
     arrays: tuple[Any, ...],
-) -> list[dict[str, Array]]:
-    """Returns one batch's means and variances by path, one mapping per head."""
+) -> tuple[list[dict[str, Array]], list[dict[str, int]]]:
+    """Returns one batch's means and variances by path, one mapping per head.
+
+    And, alike, the numbers of samples behind them.
+    """
     functions = each(apply_fn, len(heads), "functions")
     chosen = (None,) * len(heads) if pairs is None else pairs
-    return [
+    found = [
         _head_statistics(function, own, ddof, head, arrays)
         for function, own, head in zip(functions, chosen, heads, strict=True)
     ]
+    return [values for values, _ in found], [counts for _, counts in found]
 
 
 def _head_statistics(
@@ -118,25 +126,33 @@ def _head_statistics(
     ddof: int,
     params: PyTree,
     arrays: tuple[Any, ...],
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], dict[str, int]]:
     program = trace(apply_fn, params, *arrays)
     norms = _found(program) if pairs is None else _named(program, pairs)
     rules: dict[ValueId, Derived] = {}
     corrections: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for norm in norms:
         rules |= _rules(program, norm)
         shape = program.avals[norm.centre.source].shape
         kept = [k is not None for k in norm.centre.axes]
         samples = math.prod(n for n, own in zip(shape, kept, strict=True) if not own)
+        if samples <= ddof:
+            raise ValueError(
+                f"a batch has {samples} sample for the variance {norm.variance.path!r},"
+                f" but ddof = {ddof}: pass ddof=0, or larger batches"
+            )
         corrections[norm.variance.path] = samples / (samples - ddof)
+        counts |= {norm.centre.mean.path: samples, norm.variance.path: samples}
     paths = [x.path for norm in norms for x in (norm.centre.mean, norm.variance)]
     flat = jax.tree_util.tree_leaves(arrays)
     wanted = [program.params[path] for path in paths]
     values = compute_values(program, path_leaves(params), flat, wanted, rules)
-    return {
+    statistics = {
         path: value * corrections.get(path, 1.0)
         for path, value in zip(paths, values, strict=True)
     }
+    return statistics, counts
 
 
 def _found(program: Program) -> tuple[Norm, ...]:

@@ -8,6 +8,7 @@ networks map theirs to. The refit does, by least squares, layer after layer.
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -92,8 +93,14 @@ def refit(
       The merged model with new kernels and biases.
 
     Raises:
-      ValueError: if there are no batches, or the models are not those that were merged.
+      ValueError: if there are no batches, if the models are not those that were merged,
+        or if ridge or sweeps are negative or NaN.
     """
+    if not (0 <= ridge < math.inf and 0 <= sweeps < math.inf):
+        raise ValueError(
+            f"ridge = {ridge} and sweeps = {sweeps}: pass finite numbers from 0 on, "
+            "such as ridge=1e-3 and sweeps=4"
+        )
     _check_one_function(merged)
     networks = Networks.parents_of(merged, models)
     networks.check_finite()

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.batches import InputsOf, input_batches, plain_average
+from zipjax.batches import InputsOf, input_batches, sample_average
 from zipjax.calibration.passes import Pass, traced_network
 from zipjax.calibration.solve import Affine, measure_affine
 from zipjax.calibration.unit_statistics import (
     Statistics,
     layer_statistics,
     model_statistics,
+    num_samples,
     stat_shape,
     unit_entries,
 )
@@ -84,8 +85,8 @@ def repair(
     nothing is added to the network.
 
     The batches are read once. As in :func:`zipjax.reset_batch_stats`, each of them is
-    normalised by its own statistics, and their plain averages are folded in: with one
-    batch the statistics are exactly the target's, with several nearly so.
+    normalised by its own statistics, and their averages over the samples are folded in:
+    with one batch the statistics are exactly the target's, with several nearly so.
 
     A layer without a bias of one axis gets the deviations; its means are scaled along.
     GroupNorm and LayerNorm remove a common scale or shift of the units that they
@@ -132,7 +133,7 @@ def repair(
         (matrices, [shares[site.layer.kernel] for site in sites]),
         [site.free for site in sites],
     )
-    means = plain_average(map(measure, itertools.chain([first], stream)))
+    means = sample_average(map(measure, itertools.chain([first], stream)))
     trunk = dict(merged.trunk)
     for site, (found, target) in zip(sites, means, strict=True):
         _check_finite(site, (*found, *target), networks)
@@ -195,8 +196,8 @@ def _site_statistics(
     merging: tuple[Matrices, list[Array]],
     free: list[_Free],
     arrays: tuple[Any, ...],
-) -> list[tuple[Statistics, Statistics]]:
-    """Returns one batch's statistics of every site.
+) -> tuple[list[tuple[Statistics, Statistics]], list[int]]:
+    """Returns one batch's statistics of every site, and their numbers of samples.
 
     Args:
       call: the merged model's function.
@@ -234,7 +235,11 @@ def _site_statistics(
         measured.append(statistics)
     flat = jax.tree_util.tree_leaves(arrays)
     found = compute_values(program, path_leaves(params), flat, measured, rules)
-    return list(zip(found, targets, strict=True))
+    counts = [
+        num_samples(layers[name], program.avals[layers[name].value].shape)
+        for name, _ in sites
+    ]
+    return list(zip(found, targets, strict=True)), counts
 
 
 def _target_statistics(

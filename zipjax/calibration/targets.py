@@ -107,10 +107,35 @@ def ensemble_target(
 
     Returns:
       A target for ``zipjax.refit(..., outputs=...)``.
+
+    Raises:
+      ValueError: if embeddings are not finite, tasks overlap or name a class that there
+        is none of, or if the sharpness is no positive number.
     """
-    directions = unit_rows(np.asarray(class_embeddings, np.float32))
+    vectors = np.asarray(class_embeddings, np.float32)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"class_embeddings of shape {list(vectors.shape)} are no finite vectors "
+            "[classes, dim]: pass the embeddings that the models were trained on"
+        )
+    _check_tasks(tasks, len(vectors))
+    if not 0 < sharpness < np.inf:
+        raise ValueError(f"sharpness = {sharpness}: pass a positive number, such as 8")
+    directions = unit_rows(vectors)
     own = tuple(jnp.asarray(directions[np.asarray(task)]) for task in tasks)
     return EnsembleTarget(own, sharpness)
+
+
+def _check_tasks(tasks: Sequence[Sequence[int]], count: int) -> None:
+    classes = [index for task in tasks for index in task]
+    strange = [k for k in classes if k not in range(count)]
+    twice = sorted({k for k in classes if classes.count(k) > 1})
+    if strange or twice or not all(map(len, tasks)):
+        raise ValueError(
+            f"the tasks {[list(task) for task in tasks]} have classes {strange} "
+            f"outside of 0..{count - 1} and classes {twice} twice: give every task "
+            "some classes of its own, numbered by the rows of class_embeddings"
+        )
 
 
 def as_target(function: Target) -> Target:

@@ -1,6 +1,7 @@
 """Means and deviations of a layer's units over all samples."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,12 @@ def layer_statistics(layer: Layer, y: Array) -> Statistics:
     std = jnp.where(std > _ROUNDING * jnp.abs(mean), std, 0)
     shape = stat_shape(layer)
     return Statistics(mean.reshape(shape), std.reshape(shape))
+
+
+def num_samples(layer: Layer, shape: Sequence[int]) -> int:
+    """Returns the number of samples behind the statistics of a value of this shape."""
+    units = output_unit_axes(layer, len(shape))
+    return math.prod(size for k, size in enumerate(shape) if k not in units)
 
 
 def unit_entries(layer: Layer, spec: PermutationSpec) -> Entries | None:

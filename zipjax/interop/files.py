@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,11 @@ def _write_safetensors(path: Path, state: StateDict) -> None:
 
 
 def _write_npz(path: Path, state: StateDict) -> None:
-    with path.open("wb") as file:
-        # The type stub mistakes the arrays for savez's own options.
-        options: dict[str, Any] = dict(state)
-        np.savez(file, **options)
+    # Not np.savez: a key "file" or "allow_pickle" would be taken for its own argument.
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, array in state.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {

@@ -52,15 +52,16 @@ class Schedule:
       patience: number of sweeps without a better objective after which it ends.
 
     Raises:
-      ValueError: if a number is below 1.
+      ValueError: if a number is no whole one, or below 1.
     """
 
     sweeps: int = 30
     patience: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.sweeps, self.patience) < 1:
-            raise ValueError(f"{self}: both numbers start at 1")
+        numbers = self.sweeps, self.patience
+        if not all(isinstance(n, int | np.integer) and n >= 1 for n in numbers):
+            raise ValueError(f"{self}: pass whole numbers, which start at 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,12 +179,18 @@ def mudsc(
       schedule: when to end.
 
     Raises:
-      ValueError: if balance, alpha or beta lies outside [0, 1], or if the matching is
-        unknown.
+      ValueError: if balance, alpha or beta lies outside [0, 1], if the matching, metric
+        or reference is unknown, or if an alignment is given the settings of a zip.
     """
     if matching not in ("align", "zip"):
         raise ValueError(f"matching = {matching!r} is unknown: choose 'align' or 'zip'")
     if matching == "align":
+        if (alpha, beta) != (1, 1) or num_units:
+            raise ValueError(
+                f"alpha = {alpha}, beta = {beta} and num_units = {num_units} are "
+                "settings of a zip, but matching = 'align' merges units one to one: "
+                "leave them out, or pass matching='zip'"
+            )
         matchers = _align_matchers(reference)
     else:
         matchers = _zip_matchers(alpha, beta, reference)
@@ -193,7 +199,7 @@ def mudsc(
 
 
 def _align_matchers(reference: Reference) -> tuple[Matcher, Matcher]:
-    align = functools.partial(match_align, reference=reference)
+    align = _aligner(reference)
     return align, align
 
 
@@ -204,4 +210,12 @@ def _zip_matchers(
         if not 0 <= value <= 1:
             raise ValueError(f"{name} = {value} must lie in [0, 1]")
     zipped = functools.partial(match_zip, alpha=alpha, beta=beta)
-    return zipped, functools.partial(match_align, reference=reference)
+    return zipped, _aligner(reference)
+
+
+def _aligner(reference: Reference) -> Matcher:
+    if reference not in ("first", "all"):
+        raise ValueError(
+            f"reference = {reference!r} is unknown: choose 'first' or 'all'"
+        )
+    return functools.partial(match_align, reference=reference)

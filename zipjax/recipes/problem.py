@@ -80,7 +80,10 @@ class MatchingProblem:
     def start(self) -> Matching:
         """Matches by activations; if these do not count, by position.
 
-        Perms without activations are matched by their weights, after the others.
+        Perms without activations are matched by their weights, after the others. So are
+        those of another width than the models', where only weights count: positions do
+        not tell which of their units belong together, and matchings of different widths
+        have no objective in common.
         """
         silent = [] if self.moments is None else self._silent
         recipe = average() if self.moments is None else self.recipe
@@ -95,6 +98,8 @@ class MatchingProblem:
                 matching = self.rematch(root, matching)
             if _equal(before, matching):
                 break
+        for root in self._resized if self.moments is None else []:
+            matching = self.rematch(root, matching)
         ordered = {perm: matching.assignments[perm] for perm in self.networks.perms}
         return dataclasses.replace(matching, assignments=ordered)
 
@@ -140,6 +145,13 @@ class MatchingProblem:
             for root in self.roots
             if any(p not in known and not self._children(p) for p in perms(root))
         ]
+
+    @property
+    def _resized(self) -> list[str]:
+        """The roots with perms of another width than the models'."""
+        sizes = self._spec.sizes
+        other = {p for p, n in self.recipe.num_units.items() if n != sizes[p]}
+        return [root for root in self.roots if other.intersection(self._nested(root))]
 
     def _nested(self, perm: str) -> list[str]:
         """Returns a perm and all that are nested in it."""

@@ -6,6 +6,7 @@ The papers choose alpha and beta (ZipIt!, Section 5) and the balance (MuDSC, Sec
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,8 +45,9 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The trial with the highest score; the first of equals."""
-        return max(self.trials, key=lambda trial: trial.score)
+        """The trial with the highest score; the first of equals; never one of NaN."""
+        known = [trial for trial in self.trials if not math.isnan(trial.score)]
+        return max(known, key=lambda trial: trial.score)
 
     def table(self) -> str:
         """Returns the trials as a Markdown table, the best one in bold."""
@@ -87,8 +89,15 @@ def search(
       All trials.
 
     Raises:
-      ValueError: if the grid is empty, or as :func:`zipjax.merge`.
+      ValueError: if the grid is empty or has a single value in place of a list, if all
+        scores are NaN, or as :func:`zipjax.merge`.
     """
+    for name, values in grid.items():
+        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+            raise ValueError(
+                f"the grid's values of {name!r} are {values!r}: pass a list of them, "
+                f"[{values!r}] for one"
+            )
     points = [
         dict(zip(grid, values, strict=True))
         for values in itertools.product(*grid.values())
@@ -106,4 +115,9 @@ def search(
         assignments = match_networks(stopping, make_recipe(**parts), moments, key)
         merged = merge_networks(stopping, assignments, options.get("weights"))
         trials.append(Trial(settings, float(score(merged))))
+    if all(math.isnan(trial.score) for trial in trials):
+        raise ValueError(
+            f"the scores of all {len(trials)} trials are NaN, so that none is best: "
+            "check what score returns for a merged model"
+        )
     return Search(tuple(trials))

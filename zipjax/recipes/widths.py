@@ -70,9 +70,14 @@ def allot_units(
       ``{perm: width}``, for a recipe's ``num_units``.
 
     Raises:
-      ValueError: if no widths are within the budget, or if models, spec and moments do
-        not fit together.
+      ValueError: if no widths are within the budget, if cost, smallest or steps are no
+        positive numbers, or if models, spec and moments do not fit together.
     """
+    if not (0 < cost < math.inf and 0 < smallest < math.inf and steps >= 1):
+        raise ValueError(
+            f"cost = {cost}, smallest = {smallest} and steps = {steps}: pass positive "
+            "numbers, such as cost=1.0, smallest=0.5 and steps=8"
+        )
     networks = Networks.of(models, spec, stop_at)
     check_moments(networks, recipe, moments)
     kernels = _kernels(apply_fn, networks.trees[0], spec, inputs)

@@ -142,7 +142,7 @@ class _Collector:
         ]
         return {
             perm: dataclasses.replace(
-                functools.reduce(_merge, (shard[perm] for shard in shards)),
+                functools.reduce(_merge, (shard[perm] for shard in shards)).rounded(),
                 source=self._source,
             )
             for perm in shards[0]
@@ -158,8 +158,13 @@ class _Collector:
             traced_taps(function, spec, self._perms, end, *shapes)
 
     def _empty(self, inputs: tuple[Any, ...]) -> PermMoments:
-        """Returns the moments of no samples, as those of a batch are laid out."""
-        layout = jax.eval_shape(self._step, list(self._networks.trees), inputs)
+        """Returns the moments of no samples, as those of two batches are laid out."""
+
+        def twice(models: list[PyTree], arrays: tuple[Any, ...]) -> PermMoments:
+            new = self._step(models, arrays)
+            return {perm: _merge(own, own) for perm, own in new.items()}
+
+        layout = jax.eval_shape(twice, list(self._networks.trees), inputs)
         return jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), layout)
 
 

@@ -6,8 +6,11 @@ samples a and b combine (Chan, Golub, LeVeque 1979) with d = m_b - m_a into
     n = n_a + n_b,    m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,
 
 so that batches, devices and hosts share one rule. S is never formed as a difference of
-large numbers, and the mean is kept as an unevaluated sum of two floats: a mean a
-thousand times the deviation loses nothing in float32.
+large numbers, and all sums are kept as unevaluated sums of two floats: a mean a
+thousand times the deviation loses nothing in float32, and neither do ten million
+updates (alone, S in float32 is 2e-2 off after as many single samples). The second part
+of S takes as much memory as S, while samples are added; :func:`collect_moments` drops
+it at the end.
 
 Units that are read in several places have a mean of their own in each; S is the sum
 over all places. A unit's variance is thus what it varies within places, not by what it
@@ -35,13 +38,15 @@ class Moments:
     and methods are for ``jax.vmap``.
 
     Attributes:
-      count: number of samples, a scalar (exact to 2^24, then as float32);
-        ``[places]`` where the units are read in several places.
+      count: number of samples, a scalar, rounded as a float; ``[places]`` where the
+        units are read in several places.
       mean: the units' means ``[units]``, leading part; or ``[places, units]``.
       mean_tail: what rounding left out of ``mean``.
       m2: centred second moment ``[units, units]``: sum of (x - mean)(x - mean)^T.
       earlier: the moments in earlier places (of a residual stream, before later
         blocks), which tell units apart that are constant here; None if there are none.
+      count_tail: what rounding left out of ``count``; None if nothing.
+      m2_tail: what rounding left out of ``m2``; None if nothing.
       source: which models and spec they were collected for; None if unknown.
     """
 
@@ -51,6 +56,8 @@ class Moments:
     mean_tail: Any
     m2: Any
     earlier: "Moments | None" = None
+    count_tail: Any = None
+    m2_tail: Any = None
     source: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
@@ -58,7 +65,8 @@ class Moments:
         """Returns the moments of no samples, in float32 (float64 under x64)."""
         zeros = jnp.zeros(units, _accumulator(jnp.float32))
         square = jnp.zeros((units, units), zeros.dtype)
-        return cls(zeros.sum(), zeros, zeros, square, source=source)
+        none = zeros.sum()
+        return cls(none, zeros, zeros, square, None, none, square, source)
 
     @classmethod
     def of(
@@ -113,7 +121,9 @@ class Moments:
                 f"{other.mean.shape[-1]} units of {other.source} do not combine: "
                 "collect both for the same models and spec"
             )
-        count = self.count + other.count
+        count, count_tail = _long_sum(
+            (self.count, other.count), (self.count_tail, other.count_tail)
+        )
         share = (other.count / jnp.maximum(count, 1))[..., None]
         # In two parts: from no samples at all, the distance is the whole mean.
         lead, rest = _two_sum(other.mean, -self.mean)
@@ -122,11 +132,23 @@ class Moments:
         head, tail = _two_sum(head, tail + (self.mean_tail + rest * share))
         delta = lead + rest
         spread = _outer(delta, delta * (self.count[..., None] * share))
-        m2 = self.m2 + other.m2 + spread
+        m2, m2_tail = _long_sum(
+            (self.m2, other.m2, spread), (self.m2_tail, other.m2_tail)
+        )
         earlier = None
         if self.earlier is not None and other.earlier is not None:
             earlier = self.earlier.merge(other.earlier)
-        return Moments(count, head, tail, m2, earlier, self.source)
+        return Moments(count, head, tail, m2, earlier, count_tail, m2_tail, self.source)
+
+    def rounded(self) -> "Moments":
+        """Returns the moments without what rounding left out of counts and ``m2``."""
+        before = self.earlier
+        return dataclasses.replace(
+            self,
+            earlier=None if before is None else before.rounded(),
+            count_tail=None,
+            m2_tail=None,
+        )
 
     def covariance(self) -> Float[Array, "units units"]:
         """Returns the covariance over the samples (divided by their count)."""
@@ -150,7 +172,7 @@ class Moments:
         merged) and 0 with the others; never NaN.
         """
         # Other sources, the same shapes: one compiled program per size.
-        return _correlation(_without_source(self))
+        return _correlation(_without_source(self.rounded()))
 
     def _rounding(self) -> Float[Array, "*places units"]:
         """Returns the deviation that rounding alone gives units with these means."""
@@ -221,9 +243,27 @@ def _outer(
     return jnp.matmul(rows.T, columns, precision=jax.lax.Precision.HIGHEST)
 
 
+def _long_sum(
+    parts: Sequence[AnyArray], tails: Sequence[AnyArray | None]
+) -> tuple[AnyArray, AnyArray]:
+    """Returns a sum and what rounding left out of it.
+
+    Args:
+      parts: what is added.
+      tails: what rounding left out of some parts before; None if nothing.
+    """
+    total, rest = parts[0], jnp.zeros_like(parts[0])
+    for tail in tails:
+        rest = rest if tail is None else rest + tail
+    for part in parts[1:]:
+        total, error = _two_sum(total, part)
+        rest = rest + error
+    return _two_sum(total, rest)
+
+
 def _two_sum(
-    a: Float[AnyArray, "*places units"], b: Float[AnyArray, "*places units"]
-) -> tuple[Float[AnyArray, "*places units"], Float[AnyArray, "*places units"]]:
+    a: Float[AnyArray, "*shape"], b: Float[AnyArray, "*shape"]
+) -> tuple[Float[AnyArray, "*shape"], Float[AnyArray, "*shape"]]:
     """Returns a + b and its rounding error (Knuth)."""
     total = a + b
     virtual = total - a

@@ -12,7 +12,7 @@ from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from zipjax.spec.entries import (
     Axis,
@@ -91,9 +91,10 @@ def unit_samples(
 ) -> Iterator[Float[Array, "elements places samples units"]]:
     """Yields a perm's activations, once for every occurrence of the perm.
 
-    Axes without a perm are samples. Those of other perms cannot be: models have their
-    units in different orders. Their mean and their root mean square over these units,
-    which do not depend on the order, count as two places.
+    Axes without a perm are samples; of a complex number both parts are. Those of other
+    perms cannot be: models have their units in different orders. Their mean and their
+    root mean square over these units, which do not depend on the order, count as two
+    places.
 
     Args:
       array: an activation.
@@ -118,7 +119,14 @@ def unit_samples(
             kept = (*elements, *places, *others, *units)
             samples = [k for k in range(len(atoms)) if k not in kept]
             axes = (elements, places, samples, others, units)
-            yield _reduced(joined_axes(block, axes), keep=not others)
+            yield _reduced(_real(joined_axes(block, axes)), keep=not others)
+
+
+def _real(
+    x: Shaped[Array, "elements places samples others units"],
+) -> Float[Array, "elements places all_samples others units"]:
+    """Returns complex samples, as after an FFT, as their real and imaginary parts."""
+    return jnp.concatenate([x.real, x.imag], axis=2) if jnp.iscomplexobj(x) else x
 
 
 def _reduced(

@@ -6,11 +6,15 @@ network's function; :mod:`zipjax.spec.entries` lists what an axis may be tied to
 
 import dataclasses
 import functools
+import graphlib
 import json
 import math
+import operator
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from zipjax.spec.depth import (
     Boundary,
@@ -85,8 +89,9 @@ class PermutationSpec:
         counters: no zip averages or shares them.
 
     Raises:
-      ValueError: if ``entries`` and ``perms`` do not name the same perms, or if a perm
-        is never produced or never consumed.
+      ValueError: if ``entries`` and ``perms`` do not name the same perms, if a perm is
+        never produced or never consumed, if perms are nested in one another, or if
+        sizes or depths are no whole numbers from 1 or from 0 on.
     """
 
     entries: Mapping[str, Entries]
@@ -103,6 +108,7 @@ class PermutationSpec:
         self._set("depths", self.depths)
         self._check_perms()
         self._check_groups()
+        self._check_depths()
         spans = self.spans
         ordered = sorted(spans, key=lambda name: spans[name][1])
         self._set("perms", {name: self.perms[name] for name in ordered})
@@ -275,8 +281,16 @@ class PermutationSpec:
             self._check_shape(path, tuple(leaf.shape))
 
     def members(self, perm: str) -> list[tuple[str, int, Axis]]:
-        """Returns ``(path, axis number, Axis)`` for everything tied to a perm."""
-        return list(self._members.get(perm, ()))
+        """Returns ``(path, axis number, Axis)`` for everything tied to a perm.
+
+        Raises:
+          ValueError: if there is no such perm.
+        """
+        if perm not in self._members:
+            raise ValueError(
+                f"the spec has no perm {perm!r}: choose one of {list(self.perms)}"
+            )
+        return list(self._members[perm])
 
     @functools.cached_property
     def _members(self) -> Mapping[str, list[tuple[str, int, Axis]]]:
@@ -341,14 +355,20 @@ class PermutationSpec:
             rows = data["entries"].items()
             entries = {path: tuple(map(entry_from_json, row)) for path, row in rows}
             perms = {
-                name: Perm(int(perm["size"]), tuple(perm["groups"]))
+                name: Perm(operator.index(perm["size"]), tuple(perm["groups"]))
                 for name, perm in data["perms"].items()
             }
-            depths = {p: int(depth) for p, depth in data.get("depths", {}).items()}
+            depths = {p: operator.index(n) for p, n in data.get("depths", {}).items()}
             notes = Notes.from_json(data["notes"]) if "notes" in data else None
             found = boundaries_from_json(data.get("boundaries", ()))
             unread = frozenset(data.get("unread", ()))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            json.JSONDecodeError,
+        ) as error:
             raise ValueError(
                 f"this is not a permutation spec in JSON: {error!r}. Read what "
                 "to_json wrote"
@@ -407,13 +427,35 @@ class PermutationSpec:
                     f"by {roles[name]['out']} and consumed by {roles[name]['in']}: "
                     "give units that nothing consumes (outputs) the entry None"
                 )
-            if perm.size < 1 or not set(perm.groups) <= enclosing:
+            whole = isinstance(perm.size, int | np.integer) and perm.size >= 1
+            if not whole or not set(perm.groups) <= enclosing:
                 raise ValueError(
                     f"perm {name!r} has size {perm.size} and groups {perm.groups}: "
-                    f"sizes start at 1, groups are among {sorted(enclosing)}"
+                    "sizes are whole numbers and start at 1, groups are among "
+                    f"{sorted(enclosing)}"
                 )
 
+    def _check_depths(self) -> None:
+        wrong = {
+            path: depth
+            for path, depth in self.depths.items()
+            if not isinstance(depth, int | np.integer) or depth < 0
+        }
+        if wrong:
+            raise ValueError(
+                f"the depths {wrong} are no numbers of layers: pass whole numbers from "
+                "0 on, or none, so that they follow from the entries"
+            )
+
     def _check_groups(self) -> None:
+        groups = {name: perm.groups for name, perm in self.perms.items()}
+        try:
+            graphlib.TopologicalSorter(groups).prepare()
+        except graphlib.CycleError as error:
+            raise ValueError(
+                f"the perms {error.args[1]} are nested in one another: name as groups "
+                "of a perm only those that enclose it"
+            ) from None
         for path, entries in self.entries.items():
             for block in atom_blocks(entries):
                 names = {name for name in map(atom_name, block) if name is not None}

@@ -9,9 +9,16 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax.spec.blocks import map_atoms
-from zipjax.spec.entries import Axis, Entries, Entry, atom_name
+from zipjax.spec.entries import Axis, Entries, Entry, atom_name, entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.trees import from_leaves, is_weight, not_finite, path_leaves, summary
+from zipjax.trees import (
+    check_same_keys,
+    from_leaves,
+    is_weight,
+    not_finite,
+    path_leaves,
+    summary,
+)
 from zipjax.types import ApplyFn, Array, PyTree, SpecError
 
 Indices: TypeAlias = Int[np.ndarray, "*_groups _units"]
@@ -51,8 +58,13 @@ def permute_params(
 
     Returns:
       The parameters with reordered units.
+
+    Raises:
+      ValueError: if the spec does not fit the parameters, has no such perm, or if
+        indices are no permutations of a perm's units.
     """
     spec.validate(params)
+    _check_permutations(spec, permutations)
 
     def depth(entry: Entry) -> int:
         return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
@@ -64,7 +76,8 @@ def permute_params(
             if isinstance(entry := entries[k], Axis) and entry.perm in permutations:
                 groups = spec.perms[entry.perm].groups
                 axes = [*(places[group] for group in groups), k]
-                indices = _spread(permutations[entry.perm], axes, array.ndim)
+                own = np.asarray(permutations[entry.perm])
+                indices = _spread(own, axes, array.ndim)
                 array = jnp.take_along_axis(array, indices, axis=k)
         return array
 
@@ -109,8 +122,9 @@ def verify_spec(
     Raises:
       ValueError: if ``trials`` is less than 1.
       SpecError: if the spec has no perms, if the outputs change, if parameters or
-        outputs are not finite, or if permuting a perm changes no parameter, so that
-        nothing is verified.
+        outputs are not finite, or if nothing is verified: there are no outputs, they
+        are constant or do not depend on the parameters that have units, or permuting a
+        perm changes no parameter.
     """
     if trials < 1:
         raise ValueError(f"trials = {trials}: pass at least 1")
@@ -129,6 +143,7 @@ def verify_spec(
         worst = max(worst, _relative_error(expected, found))
         if not worst <= tolerance:
             raise SpecError(_diagnosis(worst, tolerance))
+    _check_informative(apply_fn, params, spec, inputs, expected)
     return worst
 
 
@@ -212,12 +227,63 @@ def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray,
 
 def _outputs(tree: PyTree) -> list[np.ndarray]:
     outputs = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(tree)]
-    if not outputs or not all(np.isfinite(x).all() for x in outputs):
+    if not any(map(np.size, outputs)) or not all(np.isfinite(x).all() for x in outputs):
         raise SpecError(
             "the function's outputs are empty or not finite: nothing can be verified. "
             "Check the inputs for NaN"
         )
     return outputs
+
+
+def _check_informative(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    spec: PermutationSpec,
+    inputs: tuple[PyTree, ...],
+    expected: list[np.ndarray],
+) -> None:
+    """Checks that the outputs would show a mistake in the spec."""
+    remedy = (
+        "so nothing is verified. Verify trained or random parameters on varied data"
+    )
+    values = [x for x in expected if x.size]
+    if all(x.size > 1 and (x == x.flat[0]).all() for x in values):
+        raise SpecError(
+            f"the outputs are constant ({[float(x.flat[0]) for x in values]}), {remedy}"
+        )
+    rng, leaves = np.random.default_rng(0), path_leaves(params)
+    # Not one factor for all: normalised outputs do not depend on that.
+    scaled = {
+        path: (np.asarray(leaf) * rng.uniform(0.5, 1.5, leaf.shape)).astype(leaf.dtype)
+        for path, leaf in leaves.items()
+        if is_weight(leaf) and entry_names(spec.entries[path])
+    }
+    found = _run(apply_fn, from_leaves({**leaves, **scaled}, params), *inputs)
+    found = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(found)]
+    if all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True)):
+        raise SpecError(
+            f"the outputs do not depend on {summary(scaled)}, which hold the units, "
+            + remedy
+        )
+
+
+def _check_permutations(spec: PermutationSpec, permutations: Permutations) -> None:
+    check_same_keys(
+        "permutations are given for perms that the spec does not have",
+        set(permutations) & set(spec.perms),
+        permutations,
+        f"Its perms are {list(spec.perms)}.",
+    )
+    for name, indices in permutations.items():
+        size, found = spec.perms[name].size, np.asarray(indices)
+        shape = (*spec.group_sizes(name), size)
+        whole = np.issubdtype(found.dtype, np.integer) and found.shape == shape
+        if not whole or (np.sort(found, -1) != np.arange(size)).any():
+            raise ValueError(
+                f"the indices of perm {name!r} are {found.dtype}{list(found.shape)}, "
+                f"{np.array2string(found, threshold=20)}: pass permutations of "
+                f"0..{size - 1}, as integers {list(shape)}"
+            )
 
 
 def _relative_error(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
