@@ -221,8 +221,8 @@ CASES = {
                 **(_RESNET | {"hidden_sizes": (32, 32, 32, 32)}),
                 block_options={"groups": 4, "base_width": 8},
             ),
-            # In each block: the halves of the first convolution, which are groups of the
-            # second and told apart by the split; the second one; and the squeeze.
+            # In each block: the halves of the first convolution, which are groups of
+            # the second and told apart by the split; the second one; and the squeeze.
             "ResNeSt": lambda: jax_resnet_(
                 27,
                 **(_RESNET | {"block": "ResNeStBottleneckBlock"}),

@@ -79,7 +79,7 @@ def _with_families(
         inside = [restrict(node, piece.choices) for node in axes]
         inner = [restrict(node, piece.choices) for node in rest]
         inside[number] = product([piece.node, *inner])
-        rows.append(to_entries(tuple(inside), name))
+        rows.append([_product_entry(factors(node), name) for node in inside])
     columns = [tuple(column) for column in zip(*rows, strict=True)]
     return tuple(
         Sum(column)
