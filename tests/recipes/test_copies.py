@@ -68,11 +68,12 @@ def copies(name):
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_merged_with_a_copy_is_itself(name, recipe):
     models, spec, moments, forward, inputs = copies(name)
-    params = models[1]  # Without a recipe: the copy is the same function.
+    params, tolerance = models[1], 1e-5  # Without a recipe: the copy itself.
     if recipe is not None:
+        tolerance = 1e-4
         merged = zipjax.merge(
             models, spec, RECIPES[recipe], moments=moments, key=jax.random.key(3)
         )
         params = merged.params()
     found, expected = (forward(p, *inputs) for p in (params, models[0]))
-    assert relative_error(found, expected) < 1e-4
+    assert relative_error(found, expected) < tolerance

@@ -22,7 +22,7 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import check_any_perms
 from zipjax.types import ApplyFn, PyTree
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 PermMoments = dict[str, Moments]
 
@@ -325,14 +325,14 @@ def _check_counts(moments: Mapping[str, Moments], networks: Networks) -> None:
         if count < networks.spec.units(perm):
             few.append(f"{perm!r} ({count} samples, {networks.spec.units(perm)} units)")
     if few:
-        _LOG.warning(
+        _log.warning(
             "fewer samples than units tell units apart badly: pass more inputs. "
             "This concerns the perms %s",
             ", ".join(few),
         )
     missing = [perm for perm in networks.perms if perm not in moments]
     if missing:
-        _LOG.warning(
+        _log.warning(
             "no value that can be read holds the units of the perms %s: recipes match "
             "them by their weights alone",
             missing,
