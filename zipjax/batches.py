@@ -1,6 +1,6 @@
 """Batches of inputs, checked one by one, and averages over them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,35 @@ def input_batches(
             "no batches: at least one batch of inputs is needed (an iterator that was "
             "used before is empty)"
         )
+
+
+def spread(arrays: PyTree, devices: Sequence[Any] | None = None) -> PyTree:
+    """Returns inputs that lie on several devices, shared along their first axis.
+
+    A compiled function that reads them runs on all of these devices, and its results
+    are those of the whole batch. Inputs that have no batch axis, or one that the number
+    of devices does not divide, lie on all devices as a whole; so does everything if
+    there is but one. Arrays that are shared among devices already stay as they are.
+
+    Args:
+      arrays: one batch's inputs.
+      devices: the devices; all local ones by default.
+    """
+    chosen = list(devices or jax.local_devices())
+    if len(chosen) == 1:
+        return arrays
+    mesh = jax.sharding.Mesh(np.array(chosen), ("batch",))
+    sizes = {jnp.shape(x)[0] for x in jax.tree_util.tree_leaves(arrays) if jnp.ndim(x)}
+    shared = len(sizes) == 1 and not next(iter(sizes)) % len(chosen)
+
+    def put(x: Any) -> Any:
+        if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+            return x
+        axes = ("batch",) if shared and jnp.ndim(x) else ()
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map(put, arrays)
 
 
 def sample_average(measured: Iterable[tuple[PyTree, PyTree]]) -> PyTree:
