@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -41,8 +41,11 @@ def activations(
     inputs: Sequence[Any],
     perms: tuple[str, ...] | None = None,
     boundary: Boundary | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Activations]:
     """Returns the activations of one model's perms, without those that have no tap.
+
+    Nothing is computed that they do not need.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``.
@@ -51,11 +54,13 @@ def activations(
       inputs: the other inputs.
       perms: the perms of a trunk; see :func:`find_taps`.
       boundary: where the trunk ends inside a stream.
+      only: the perms to read; by default all.
     """
     inputs = tuple(inputs)
-    program, taps = traced_taps(
+    program, found = traced_taps(
         apply_fn, spec, perms, boundary, signature_of(model), signature_of(inputs)
     )
+    taps = {p: reads for p, reads in found.items() if only is None or p in only}
     read = [tap for reads in taps.values() for tap in (*reads.last, *reads.earlier)]
     values = compute_values(
         program,

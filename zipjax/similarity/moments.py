@@ -63,7 +63,7 @@ class Moments:
     @classmethod
     def empty(cls, units: int, source: str | None = None) -> "Moments":
         """Returns the moments of no samples, in float32 (float64 under x64)."""
-        zeros = jnp.zeros(units, _accumulator(jnp.float32))
+        zeros = jnp.zeros(units, accumulator(jnp.float32))
         square = jnp.zeros((units, units), zeros.dtype)
         none = zeros.sum()
         return cls(none, zeros, zeros, square, None, none, square, source)
@@ -75,7 +75,7 @@ class Moments:
         source: str | None = None,
     ) -> "Moments":
         """Returns the moments of samples, in float32 or better."""
-        x = jnp.asarray(samples, _accumulator(samples.dtype))
+        x = jnp.asarray(samples, accumulator(samples.dtype))
         shift = x.mean(-2)
         # Differences of neighbouring floats are exact, so the second mean sees what
         # the first one rounded away.
@@ -84,7 +84,7 @@ class Moments:
         centred = (offset - tail[..., None, :]).reshape(-1, x.shape[-1])
         m2 = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
         count = jnp.full(x.shape[:-2], x.shape[-2], x.dtype)
-        return cls(count, *_two_sum(shift, tail), m2, source=source)
+        return cls(count, *two_sum(shift, tail), m2, source=source)
 
     @classmethod
     def pooled(cls, parts: "Sequence[Moments]") -> "Moments":
@@ -126,10 +126,10 @@ class Moments:
         )
         share = (other.count / jnp.maximum(count, 1))[..., None]
         # In two parts: from no samples at all, the distance is the whole mean.
-        lead, rest = _two_sum(other.mean, -self.mean)
+        lead, rest = two_sum(other.mean, -self.mean)
         rest = rest + (other.mean_tail - self.mean_tail)
-        head, tail = _two_sum(self.mean, lead * share)
-        head, tail = _two_sum(head, tail + (self.mean_tail + rest * share))
+        head, tail = two_sum(self.mean, lead * share)
+        head, tail = two_sum(head, tail + (self.mean_tail + rest * share))
         delta = lead + rest
         spread = _outer(delta, delta * (self.count[..., None] * share))
         m2, m2_tail = _long_sum(
@@ -230,7 +230,7 @@ def _without_source(moments: Moments) -> Moments:
     return dataclasses.replace(moments, earlier=earlier, source=None)
 
 
-def _accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """At least float32, and float64 where the user enabled it."""
     return jnp.promote_types(dtype, jnp.zeros(()).dtype)
 
@@ -256,12 +256,12 @@ def _long_sum(
     for tail in tails:
         rest = rest if tail is None else rest + tail
     for part in parts[1:]:
-        total, error = _two_sum(total, part)
+        total, error = two_sum(total, part)
         rest = rest + error
-    return _two_sum(total, rest)
+    return two_sum(total, rest)
 
 
-def _two_sum(
+def two_sum(
     a: Float[AnyArray, "*shape"], b: Float[AnyArray, "*shape"]
 ) -> tuple[Float[AnyArray, "*shape"], Float[AnyArray, "*shape"]]:
     """Returns a + b and its rounding error (Knuth)."""

@@ -1,0 +1,181 @@
+"""Moments while samples are added to them, on a device.
+
+Between two batches a perm has its count, mean and centred second moment, as
+:class:`zipjax.similarity.moments.Moments` has them, in float32 or better; no second
+part of the large sum is kept. A sum of a few dozen batches loses nothing by that. The
+sums of many batches, of devices and of hosts are added in float64, on the host.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from zipjax.similarity.gram import gram
+from zipjax.similarity.moments import Moments, accumulator, two_sum
+from zipjax.types import AnyArray, Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """Sufficient statistics of units that are read in one or several places.
+
+    Of perms that are nested in an index, all arrays have its elements as first axis.
+
+    Attributes:
+      count: number of samples in every place, ``[places]``, of integers.
+      mean: ``[places, units]``, leading part.
+      mean_tail: what rounding left out of ``mean``.
+      m2: centred second moment ``[rows, units]``, summed over the places. The rows are
+        all units, or a panel of them.
+    """
+
+    count: Any
+    mean: Any
+    mean_tail: Any
+    m2: Any
+
+
+def nothing(
+    parts: Sequence[jax.ShapeDtypeStruct], height: int | None = None
+) -> Running:
+    """Returns the moments of no samples, in numpy.
+
+    Args:
+      parts: shapes of the samples, ``[elements, places, samples, units]``.
+      height: number of rows of ``m2``; by default all units.
+    """
+    elements, _, _, units = parts[0].shape
+    places = sum(part.shape[1] for part in parts)
+    dtype = accumulator(parts[0].dtype)
+    mean = np.zeros((elements, places, units), dtype)
+    m2 = np.zeros((elements, height or units, units), dtype)
+    return Running(np.zeros((elements, places), np.int32), mean, mean, m2)
+
+
+def added(
+    old: Running,
+    parts: Sequence[Float[Array, "_places _samples units"]],
+    start: Int[AnyArray, ""] | int,
+    height: int | None = None,
+) -> Running:
+    """Returns the moments with a batch's samples added.
+
+    The batch's own centred moment and what its mean differs by are one product: the
+    difference is one more row. Products of activations in half precision are taken in
+    the device's default precision, which loses nothing that they have; those of others
+    in their own.
+
+    Args:
+      old: the moments of all batches before.
+      parts: the samples; each part has places of its own.
+      start: the first row of the panel, if only one is computed.
+      height: number of its rows; None: all.
+    """
+    dtype, first = old.m2.dtype, 0
+    moved: list[tuple[Array, ...]] = []
+    for part in parts:
+        own = slice(first, first + len(part))
+        before = Running(old.count[own], old.mean[own], old.mean_tail[own], None)
+        moved.append(_moved(before, part.astype(dtype)))
+        first += len(part)
+    count, mean, tail, rows = map(jnp.concatenate, zip(*moved, strict=True))
+    precision = _precision(parts)
+    if height is None:
+        products = gram(rows, precision)
+    else:
+        panel = jax.lax.dynamic_slice_in_dim(rows, start, height, axis=1)
+        products = jnp.matmul(panel.T, rows, precision=precision)
+    return Running(count, mean, tail, old.m2 + products)
+
+
+def combined(parts: Sequence[Running], start: int = 0) -> Running:
+    """Returns the moments of all these samples together, in float64.
+
+    Args:
+      parts: moments on the host, for instance those of every device.
+      start: the first row of ``m2``, if that is a panel.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    count, mean = pooled_mean(parts)
+    m2 = np.zeros(parts[0].m2.shape)
+    for part in parts:
+        m2 += part.m2
+        m2 += spread(part, mean, start)
+    return Running(count, mean, np.zeros_like(mean), m2)
+
+
+def pooled_mean(parts: Sequence[Running]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the count and the mean of all samples, in int64 and float64."""
+    counts = [np.asarray(part.count, np.int64) for part in parts]
+    total = np.sum(counts, axis=0)
+    weighted = [
+        n[..., None] * _mean(part) for n, part in zip(counts, parts, strict=True)
+    ]
+    return total, np.sum(weighted, axis=0) / np.maximum(total, 1)[..., None]
+
+
+def spread(part: Running, mean: np.ndarray, start: int = 0) -> np.ndarray:
+    """Returns what moving a part's mean to another one adds to its ``m2``."""
+    delta = _mean(part) - mean
+    weighted = np.asarray(part.count)[..., None] * delta
+    panel = weighted[..., start : start + part.m2.shape[-2]]
+    return np.swapaxes(panel, -1, -2) @ delta
+
+
+def as_moments(last: Running, earlier: Running | None, source: str | None) -> Moments:
+    """Returns finished moments, in float32 (float64 under x64).
+
+    Args:
+      last: in the perm's last places, with all rows.
+      earlier: in earlier places, if there are any.
+      source: which models and spec they are of.
+    """
+    dtype = accumulator(jnp.float32)
+    mean = _mean(last).astype(dtype)
+    tail = (_mean(last) - mean).astype(dtype)
+    count = np.asarray(last.count).astype(dtype)
+    if count.shape[-1] == 1:
+        count, mean, tail = count[..., 0], mean[..., 0, :], tail[..., 0, :]
+    arrays = [jnp.asarray(x) for x in (count, mean, tail, last.m2.astype(dtype))]
+    before = None if earlier is None else as_moments(earlier, None, None)
+    return Moments(*arrays, earlier=before, source=source)
+
+
+def _mean(part: Running) -> np.ndarray:
+    """Returns the mean in float64."""
+    return np.asarray(part.mean, np.float64) + np.asarray(part.mean_tail, np.float64)
+
+
+def _moved(
+    old: Running, x: Float[Array, "places samples units"]
+) -> tuple[Array, Array, Array, Array]:
+    """Returns the new count, mean and its tail, and the centred rows."""
+    samples, units = x.shape[1:]
+    shift = x.mean(1)
+    # Differences of neighbouring floats are exact, so the second mean sees what the
+    # first one rounded away.
+    offset = x - shift[:, None]
+    tail = offset.mean(1)
+    count = old.count + samples
+    share = (samples / count.astype(x.dtype))[:, None]
+    # In two parts: from no samples at all, the distance is the whole mean.
+    lead, rest = two_sum(shift, -old.mean)
+    rest = rest + (tail - old.mean_tail)
+    head, low = two_sum(old.mean, lead * share)
+    head, low = two_sum(head, low + (old.mean_tail + rest * share))
+    weight = jnp.sqrt(old.count.astype(x.dtype)[:, None] * share)
+    distance = ((lead + rest) * weight)[:, None]
+    rows = jnp.concatenate([offset - tail[:, None], distance], axis=1)
+    return count, head, low, rows.reshape(-1, units)
+
+
+def _precision(parts: Sequence[Array]) -> jax.lax.Precision:
+    half = all(jnp.finfo(part.dtype).bits < 32 for part in parts)
+    return jax.lax.Precision.DEFAULT if half else jax.lax.Precision.HIGHEST
