@@ -1,33 +1,44 @@
-"""Collecting moments: one streaming pass over batches, on all local devices."""
+"""Collecting moments: one streaming pass over batches, on all devices and hosts."""
 
 import dataclasses
 import functools
 import logging
-import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from zipjax import hosts
 from zipjax.batches import InputsOf, input_batches
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.networks import Networks
-from zipjax.program.signatures import signature_of
-from zipjax.similarity.activations import Activations, activations, traced_taps
+from zipjax.similarity.costs import Pass, pass_bytes, passes
 from zipjax.similarity.moments import Moments
-from zipjax.spec.depth import Boundary
+from zipjax.similarity.placement import Placement, placement_of
+from zipjax.similarity.running import (
+    Running,
+    as_moments,
+    combined,
+    pooled_mean,
+    spread,
+)
+from zipjax.similarity.steps import Reading, Sums
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import check_any_perms
-from zipjax.types import ApplyFn, PyTree
+from zipjax.types import ApplyFn, Array, PyTree
 
 _log = logging.getLogger(__name__)
 
-PermMoments = dict[str, Moments]
+Positions = int | Literal["few", "all"]
 
-# Of a batch in one place: enough to see whether units vary.
-_FEW = 64
+FEW_SAMPLES = 2**15
+"""Samples of every perm with ``positions="few"``. The standard error of a correlation
+is then at most 1/sqrt(FEW_SAMPLES), 0.0055, as far as samples are independent."""
+
+# After so many batches the devices' sums are added to float64 ones on the host.
+_BATCHES = 64
 
 
 def collect_moments(
@@ -38,6 +49,9 @@ def collect_moments(
     *,
     inputs_of: InputsOf | None = None,
     stop_at: str | int | None = None,
+    positions: Positions = "few",
+    key: Array | None = None,
+    memory_limit: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, Moments]:
     """Collects the moments of every perm's units, of all models together.
@@ -46,6 +60,12 @@ def collect_moments(
     those of a perm nested in groups group by group. All other axes of an activation
     are samples: of an NHWC tensor, every position. Layers that are stacked for a scan
     are read inside it; a batch's activations of all of them are then held at once.
+
+    Every batch runs on all local devices; the next one is read and copied to them
+    meanwhile. Inputs or parameters that are sharded over a mesh stay where they are,
+    and second moments are sharded over it by rows. Under ``jax.distributed`` every
+    process passes its own share of the data (or all pass the same global arrays), and
+    all of them get the moments of all data.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; traced, never
@@ -57,7 +77,7 @@ def collect_moments(
         the first head.
       spec: the permutation spec, or a sequence with one per model: the perms are then
         those that a zip can share.
-      batches: an iterable of batches; every batch is read once.
+      batches: an iterable of batches; every batch is read once in each pass.
       inputs_of: maps a batch to the inputs of ``apply_fn`` (one array, or a tuple of
         positional inputs whose leading axis is the batch). By default a batch is its
         own input, or a tuple of inputs.
@@ -66,6 +86,18 @@ def collect_moments(
         For a cut inside a residual stream this is better: a stream's units are not the
         same features at its end. By default all perms are read, as late as possible,
         for any zip.
+      positions: how many of a batch's positions (or tokens: of all samples that it has
+        of a unit) are read, drawn at random for every perm and batch, one from each of
+        as many stretches of equal length. "few" reads as many as make ``FEW_SAMPLES``
+        of every perm if the number of batches is known, that is, if ``batches`` has a
+        length; else all. "all" reads all: for wide layers this often takes longer than
+        the forward passes.
+      key: PRNG key of the positions; ``jax.random.key(0)`` by default.
+      memory_limit: the most memory in bytes that moments may take on each device. Perms
+        are collected in as many passes over the batches as that takes; one whose second
+        moment alone is larger in panels of its rows, which are put together on the
+        host. The batches must then be such as can be read again, for example a list.
+        The log tells how many passes there are, and how much memory they take.
       devices: devices to share every batch among; all local ones by default. A batch
         whose size they do not divide runs on the largest number of them that does, and
         one with inputs of different lengths (a mask, a raw PRNG key) on one.
@@ -76,8 +108,9 @@ def collect_moments(
 
     Raises:
       ValueError: if the models or the spec do not fit together, if there are no
-        batches, if a batch is empty or holds NaN, if activations are not finite, or if
-        units were seen in one sample alone.
+        batches, if a batch is empty or holds NaN, if activations are not finite, if
+        units were seen in one sample alone, if ``positions`` or ``memory_limit`` are
+        too small, or if several passes are needed over what can be read only once.
     """
     functions = each(apply_fn, len(models), "functions")
     networks = Networks.of(models, spec, stop_at)
@@ -87,212 +120,193 @@ def collect_moments(
             "stop_at = 0 zips nothing, so that no moments are needed: merge by "
             "zipjax.average()"
         )
-    own = tuple(devices or jax.local_devices())
-    collector = _Collector(functions, networks, own, stops=stop_at is not None)
-    for arrays in input_batches(batches, inputs_of):
-        collector.add(arrays)
-    moments = collector.result()
+    stops = stop_at is not None
+    trunk = stops or len(set(networks.specs)) > 1
+    reading = Reading(
+        one_or_each(functions),
+        one_or_each(networks.specs),
+        networks.perms if trunk else None,
+        (networks.boundaries if trunk else ()) or (None,) * len(networks),
+        _positions_per_batch(positions, batches),
+    )
+    panels: dict[str, list[tuple[int, tuple[Running, ...]]]] = {}
+    draws = jax.random.key(0) if key is None else key
+    for own in _planned(networks, batches, memory_limit):
+        stream = functools.partial(input_batches, batches, inputs_of)
+        found = _Pass(reading, own, networks.trees, devices).over(stream, draws)
+        for perm, sums in found.items():
+            panels.setdefault(perm, []).append((own.start, sums))
+    moments = {
+        perm: as_moments(*_assembled(panels[perm]), source=networks.source(stops))
+        for perm in networks.spec.perms
+        if perm in panels
+    }
     _check_finite(moments, networks)
     _check_counts(moments, networks)
     return moments
 
 
-class _Collector:
-    """Running moments: for each number of devices in use, one set per device."""
+class _Pass:
+    """One pass over the batches: sums on the devices, and their totals on the host."""
 
     def __init__(
         self,
-        functions: Sequence[ApplyFn],
-        networks: Networks,
-        devices: tuple[Any, ...],
-        *,
-        stops: bool,
+        reading: Reading,
+        own: Pass,
+        trees: Sequence[PyTree],
+        devices: Sequence[Any] | None,
     ) -> None:
-        self._networks, self._devices, self._functions = networks, devices, functions
-        trunk = stops or len(set(networks.specs)) > 1
-        self._perms = networks.perms if trunk else None
-        self._ends = (networks.boundaries if trunk else ()) or (None,) * len(networks)
-        self._source = networks.source(stops)
-        self._step = _step_of(
-            one_or_each(functions), one_or_each(networks.specs), self._perms, self._ends
-        )
-        self._states: dict[int, tuple[PermMoments, list[PyTree]]] = {}
+        self._reading = dataclasses.replace(reading, only=own.perms, height=own.height)
+        self._start, self._trees, self._devices = own.start, trees, devices
+        self._sums: dict[Placement, Sums] = {}
+        self._models: dict[Placement, list[PyTree]] = {}
+        # Of this process's batches, and of those that all processes share.
+        self._totals: dict[bool, Sums] = {}
 
-    def add(self, arrays: tuple[Any, ...]) -> None:
-        """Adds a batch, shared among as many devices as divide it."""
-        count = _num_shares(arrays, len(self._devices))
-        shards = jax.tree_util.tree_map(lambda x: _shares(x, count), arrays)
-        one_share = jax.tree_util.tree_map(lambda x: x[0], shards)
-        self._trace(one_share)
-        replicate, step = _parallel(self._step, self._devices[:count])
-        if count not in self._states:
-            # The parameters are copied to every device once, not with every batch.
-            start = self._empty(one_share), list(self._networks.trees)
-            self._states[count] = replicate(np.zeros(count), start)
-        state, models = self._states[count]
-        self._states[count] = step(state, models, shards), models
+    def over(self, read: Callable[[], Iterable[tuple[Any, ...]]], key: Array) -> Sums:
+        """Returns the sums over all batches, of all processes."""
 
-    def result(self) -> PermMoments:
-        """Returns the moments of all batches, merged over the devices."""
-        shards = [
-            jax.tree_util.tree_map(lambda x, k=k: jnp.asarray(x[k]), host)
-            for count, (state, _) in sorted(self._states.items())
-            for host in [jax.device_get(state)]
-            for k in range(count)
+        def local() -> None:
+            for number, arrays in enumerate(read()):
+                self._add(arrays, jax.random.fold_in(key, number))
+                if number % _BATCHES == _BATCHES - 1:
+                    self._fetch()
+            self._fetch()
+
+        hosts.together(local)
+        parts = [
+            total if shared else _over_hosts(total, self._start)
+            for shared, total in sorted(self._totals.items(), key=lambda x: x[0])
         ]
-        return {
-            perm: dataclasses.replace(
-                functools.reduce(_merge, (shard[perm] for shard in shards)).rounded(),
-                source=self._source,
-            )
-            for perm in shards[0]
-        }
+        return _combined(parts, self._start)
 
-    def _trace(self, inputs: tuple[Any, ...]) -> None:
-        """Traces the models outside of the compiled step, which finds the result."""
-        networks = self._networks
-        for function, spec, end, tree in zip(
-            self._functions, networks.specs, self._ends, networks.trees, strict=True
-        ):
-            shapes = signature_of(tree), signature_of(inputs)
-            traced_taps(function, spec, self._perms, end, *shapes)
+    def _add(self, arrays: tuple[Any, ...], key: Array) -> None:
+        place = placement_of(arrays, self._trees, self._devices)
+        inputs = place.inputs(arrays)
+        example = place.example(inputs)
+        self._reading.trace(self._trees, example)
+        if place not in self._models:
+            # The parameters are copied to every device once, not with every batch.
+            self._models[place] = place.models(self._trees)
+        if place not in self._sums:
+            self._sums[place] = place.sums(self._reading.empty(self._trees, example))
+        if not place.spans_hosts:
+            key = jax.random.fold_in(key, jax.process_index())
+        # This batch was read and sent while the one before ran. No more are ahead, or
+        # they would fill the devices.
+        sums = jax.block_until_ready(self._sums[place])
+        step, start = place.step(self._reading), np.int32(self._start)
+        self._sums[place] = step(sums, self._models[place], inputs, key, start)
 
-    def _empty(self, inputs: tuple[Any, ...]) -> PermMoments:
-        """Returns the moments of no samples, as those of two batches are laid out."""
-
-        def twice(models: list[PyTree], arrays: tuple[Any, ...]) -> PermMoments:
-            new = self._step(models, arrays)
-            return {perm: _merge(own, own) for perm, own in new.items()}
-
-        layout = jax.eval_shape(twice, list(self._networks.trees), inputs)
-        return jax.tree_util.tree_map(lambda x: np.zeros(x.shape, x.dtype), layout)
-
-
-def _num_shares(arrays: tuple[Any, ...], most: int) -> int:
-    """Returns the largest number of devices that a batch can be shared among."""
-    leaves = jax.tree_util.tree_leaves(arrays)
-    sizes = {jnp.shape(x)[0] for x in leaves if jnp.ndim(x)}
-    if len(sizes) != 1:
-        return 1
-    (size,) = sizes
-    return max(k for k in range(1, most + 1) if size % k == 0)
+    def _fetch(self) -> None:
+        """Adds the devices' sums to the totals on the host."""
+        for place, sums in self._sums.items():
+            known = self._totals.get(place.spans_hosts)
+            parts = [*([known] if known else []), *place.parts(sums)]
+            self._totals[place.spans_hosts] = _combined(parts, self._start)
+        self._sums = {}
 
 
-def _shares(x: Any, count: int) -> Any:
-    """Returns an input as ``[devices, ...]``; what has no batch axis is repeated."""
-    if not jnp.ndim(x):
-        return jnp.stack([x] * count)
-    if count == 1:
-        return x[None]
-    return x.reshape(count, -1, *x.shape[1:])
-
-
-Step = Callable[[list[PyTree], tuple[Any, ...]], PermMoments]
-
-
-@functools.lru_cache(maxsize=16)
-def _step_of(
-    apply_fn: OneOrEach[ApplyFn],
-    spec: OneOrEach[PermutationSpec],
-    perms: tuple[str, ...] | None,
-    ends: tuple[Boundary | None, ...],
-) -> Step:
-    """Returns the function of one batch's moments, the same one between calls."""
-    return functools.partial(_batch_moments, apply_fn, spec, perms, ends)
-
-
-@functools.lru_cache(maxsize=16)
-def _parallel(
-    batch_moments: Step, devices: tuple[Any, ...]
-) -> tuple[Callable[..., Any], Callable[..., PermMoments]]:
-    """Returns a function that copies a pytree to the devices, and the step they run.
-
-    Kept between calls, so that the same network is compiled once.
-    """
-
-    def step(
-        state: PermMoments, models: list[PyTree], inputs: tuple[Any, ...]
-    ) -> PermMoments:
-        new = batch_moments(models, inputs)
-        return {perm: _merge(state[perm], new[perm]) for perm in state}
-
-    replicate = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
-    return replicate, jax.pmap(step, devices=devices, donate_argnums=0)
-
-
-def _batch_moments(
-    apply_fn: OneOrEach[ApplyFn],
-    spec: OneOrEach[PermutationSpec],
-    perms: tuple[str, ...] | None,
-    ends: tuple[Boundary | None, ...],
-    models: list[PyTree],
-    inputs: tuple[Any, ...],
-) -> PermMoments:
-    """Returns the moments of one device's share of a batch."""
-    functions = each(apply_fn, len(models), "functions")
-    specs = each(spec, len(models), "specs")
-    found = [
-        activations(function, model, own, inputs, perms, end)
-        for function, model, own, end in zip(
-            functions, models, specs, ends, strict=True
-        )
-    ]
+def _combined(parts: Sequence[Sums], start: int) -> Sums:
+    """Returns the sums of all parts together, perm by perm."""
     return {
-        perm: _moments(_side_by_side(perm, [own[perm] for own in found]), specs[0])
-        for perm in found[0]
+        perm: tuple(
+            combined(kinds, start)
+            for kinds in zip(*(part[perm] for part in parts), strict=True)
+        )
+        for perm in parts[0]
     }
 
 
-def _moments(read: Activations, spec: PermutationSpec) -> Moments:
-    """Returns the moments of all models' activations of a perm."""
-    return (
-        jax.vmap(_element_moments)(read)
-        if spec.elements(read.perm)
-        else (_element_moments(jax.tree_util.tree_map(lambda x: x[0], read)))
-    )
+def _over_hosts(sums: Sums, start: int) -> Sums:
+    """Returns the sums of all processes together.
 
-
-def _element_moments(read: Activations) -> Moments:
-    """Returns the moments of ``[places, samples, units]``."""
-    places = sum(x.shape[0] for x in read.earlier)
-    earlier = [Moments.of(x[:, :: _stride(places, x.shape[1])]) for x in read.earlier]
-    if all(x.shape[0] == 1 for x in read.last):
-        last = Moments.of(jnp.concatenate([x[0] for x in read.last]))
-    else:
-        last = Moments.pooled([Moments.of(x) for x in read.last])
-    before = Moments.pooled(earlier) if earlier else None
-    return dataclasses.replace(last, earlier=before)
-
-
-def _stride(places: int, samples: int) -> int:
-    """Returns the step between samples that are taken in each of several places.
-
-    All places together are to cost as much as one, with enough samples in each. The
-    step divides no number of columns, so that all positions of an image are seen.
+    Counts and means are gathered; then every second moment is about the common mean,
+    and all are added.
     """
-    step = max(1, min(places, samples // _FEW))
-    while math.gcd(step, samples) > 1:
-        step += 1
-    return step
+    if jax.process_count() == 1:
+        return sums
+    flat = [own for kinds in sums.values() for own in kinds]
+    small = {
+        f"{k}/{name}": getattr(own, name)
+        for k, own in enumerate(flat)
+        for name in ("count", "mean", "mean_tail")
+    }
+    everywhere = hosts.gathered(small)
+    totals = []
+    for k, own in enumerate(flat):
+        each_one = [
+            Running(
+                *(x[f"{k}/{name}"] for name in ("count", "mean", "mean_tail")), None
+            )
+            for x in everywhere
+        ]
+        count, mean = pooled_mean(each_one)
+        moved = own.m2 + spread(own, mean, start)
+        m2 = hosts.summed(moved.astype(np.float32))
+        totals.append(Running(count, mean, np.zeros_like(mean), m2))
+    left = iter(totals)
+    return {perm: tuple(next(left) for _ in kinds) for perm, kinds in sums.items()}
 
 
-def _merge(left: Moments, right: Moments) -> Moments:
-    """Merges the moments of a perm; of perms nested in an index, those of each."""
-    return (jax.vmap(Moments.merge) if left.m2.ndim == 3 else Moments.merge)(
-        left, right
+def _assembled(
+    panels: Sequence[tuple[int, tuple[Running, ...]]],
+) -> tuple[Running, Running | None]:
+    """Returns a perm's last and earlier moments, put together from panels of rows."""
+    starts = [start for start, _ in panels]
+    kinds = [_whole(starts, own) for own in zip(*(x for _, x in panels), strict=True)]
+    return kinds[0], kinds[1] if len(kinds) > 1 else None
+
+
+def _whole(starts: Sequence[int], panels: Sequence[Running]) -> Running:
+    first = panels[0]
+    *elements, height, units = first.m2.shape
+    if height == units:
+        return first
+    m2 = np.empty((*elements, units, units), first.m2.dtype)
+    for start, panel in zip(starts, panels, strict=True):
+        m2[..., start : start + height, :] = panel.m2
+    return dataclasses.replace(first, m2=m2)
+
+
+def _positions_per_batch(positions: Positions, batches: Iterable[Any]) -> int | None:
+    """Returns how many samples of each batch are read; None: all."""
+    if positions == "all":
+        return None
+    if positions == "few":
+        count = operator.length_hint(batches) * jax.process_count()
+        return -(-FEW_SAMPLES // count) if count else None
+    if isinstance(positions, int | np.integer) and positions >= 1:
+        return int(positions)
+    raise ValueError(
+        f"positions = {positions!r}: pass the number of samples to read of every "
+        "batch, 'few' or 'all'"
     )
 
 
-def _side_by_side(perm: str, read: Sequence[Activations]) -> Activations:
-    shapes = {tuple(x.shape[:-1] for x in (*own.last, *own.earlier)) for own in read}
-    if len(shapes) > 1:
+def _planned(
+    networks: Networks, batches: Iterable[Any], memory_limit: int | None
+) -> list[Pass]:
+    """Returns the passes over the batches, after checking that these allow them."""
+    spec, count = networks.spec, len(networks)
+    shapes = {
+        perm: (spec.elements(perm) or 1, count * spec.units(perm))
+        for perm in spec.perms
+    }
+    plan = passes(shapes, memory_limit)
+    if len(plan) > 1 and iter(batches) is batches:
         raise ValueError(
-            f"the units of perm {perm!r} are read at positions of the shapes "
-            f"{sorted(shapes)} of one batch in the models: their functions do not read "
-            "them alike. Let every head read the trunk's output, and resize after its "
-            "first layer"
+            f"memory_limit = {memory_limit} takes {len(plan)} passes over the batches, "
+            "which can be read only once: pass a list, or an object whose __iter__ "
+            "starts again"
         )
-    return jax.tree_util.tree_map(lambda *x: jnp.concatenate(x, axis=-1), *read)
+    _log.info(
+        "collecting moments of %d perms in %d passes, in %.3g MB on each device",
+        len(shapes),
+        len(plan),
+        max(pass_bytes(own, shapes) for own in plan) / 1e6,
+    )
+    return plan
 
 
 def _check_finite(moments: Mapping[str, Moments], networks: Networks) -> None:
