@@ -17,7 +17,8 @@ from tests.networks import (
     variables,
 )
 from zipjax.models import resnet
-from zipjax.similarity import collecting
+from zipjax.similarity import collecting, running, steps
+from zipjax.similarity.costs import moments_cost
 
 WIDTHS = (3, 5, 4, 2)
 SPEC = dense_spec(WIDTHS)
@@ -260,12 +261,170 @@ def test_the_source_tells_models_order_and_spec_apart():
     assert collect([X])["h0"].source == sources[0]
 
 
-@pytest.mark.parametrize("samples", [1, 7, 64, 100, 3 * 32 * 32])
-@pytest.mark.parametrize("places", [1, 2, 5, 24])
-def test_samples_of_earlier_places_are_spread_over_all_columns(places, samples):
-    step = collecting._stride(places, samples)
-    kept = np.arange(0, samples, step)
-    assert len(kept) >= min(samples, 40)
-    if samples == 3 * 32 * 32:
-        assert places / 2 <= step <= places + 3
-        assert set(kept % 32) == set(range(32))
+@pytest.mark.parametrize(
+    ("samples", "count"), [(1, 1), (7, 3), (100, 64), (3 * 32 * 32, 64), (2**20, 2**15)]
+)
+def test_positions_are_one_of_each_stretch(samples, count):
+    drawn = [
+        np.asarray(steps.positions_of(jax.random.key(k), samples, count))
+        for k in range(4)
+    ]
+    ends = np.ceil(np.arange(count + 1) * samples / count)
+    for places in drawn:
+        assert places.shape == (count,)
+        # Within rounding of the stretches' ends.
+        assert (places >= ends[:-1] - 1).all()
+        assert (places < ends[1:] + 1).all()
+    if samples > 4 * count:
+        assert len({tuple(x) for x in drawn}) == 4
+
+
+def conv_apply(params, x):
+    y = jax.lax.conv_general_dilated(
+        x, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jax.nn.relu(y).mean((1, 2)) @ params["head"]
+
+
+def conv_params(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "w": rng.normal(size=(3, 3, 3, 4)).astype(np.float32),
+        "head": rng.normal(size=(4, 2)).astype(np.float32),
+    }
+
+
+CONV_SPEC = zipjax.PermutationSpec(
+    {
+        "w": (None, None, None, zipjax.Axis("h", "out")),
+        "head": (zipjax.Axis("h", "in"), None),
+    },
+    {"h": zipjax.Perm(4)},
+)
+CONV_MODELS = [conv_params(seed) for seed in range(2)]
+PICTURES = [images(8, (16, 16, 3), seed) for seed in range(4)]
+
+
+def conv_moments(batches=PICTURES, **options):
+    devices = options.pop("devices", jax.local_devices()[:1])
+    return zipjax.collect_moments(
+        conv_apply, CONV_MODELS, CONV_SPEC, batches, devices=devices, **options
+    )["h"]
+
+
+def test_few_positions_estimate_the_correlations_of_all():
+    every, some = conv_moments(positions="all"), conv_moments(positions=512)
+    assert every.count == 4 * 8 * 16 * 16
+    assert some.count == 4 * 512
+    gap = np.abs(np.asarray(every.correlation() - some.correlation())).max()
+    # Four standard errors of 2,048 samples, which are not quite independent.
+    assert 0 < gap < 4 / np.sqrt(2048)
+
+
+def test_positions_follow_the_key_and_the_batch():
+    one, same = (conv_moments(positions=64, key=jax.random.key(5)) for _ in range(2))
+    other = conv_moments(positions=64, key=jax.random.key(6))
+    twice = conv_moments([PICTURES[0], PICTURES[0]], positions=64)
+    once = conv_moments([PICTURES[0]], positions=64)
+    np.testing.assert_array_equal(one.m2, same.m2)
+    assert not np.array_equal(one.m2, other.m2)
+    assert not np.array_equal(twice.mean, once.mean)
+
+
+def test_few_are_a_fixed_number_of_samples_however_many_batches(monkeypatch):
+    monkeypatch.setattr(collecting, "FEW_SAMPLES", 1024)
+    assert conv_moments().count == 1024
+    assert conv_moments(PICTURES[:2]).count == 1024
+    # Of a stream nobody knows how many batches will come.
+    assert conv_moments(batch for batch in PICTURES).count == 4 * 8 * 16 * 16
+    assert conv_moments(devices=jax.local_devices()).count == 1024
+
+
+@pytest.mark.parametrize("positions", [0, -3, "most", None])
+def test_positions_that_are_no_number_are_refused(positions, untyped):
+    with pytest.raises(ValueError, match="positions = "):
+        conv_moments(positions=positions)
+
+
+# The widest perm has 3 * 5 units: a row takes 120 bytes, all of it 1,800.
+@pytest.mark.parametrize("limit", [120, 700, 2000, 10**6])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_memory_limit_changes_nothing_but_the_passes(limit, devices, caplog):
+    options = {"devices": jax.local_devices()[:devices]}
+    whole = collect([X[:12], X[12:]], **options)
+    with caplog.at_level("INFO"):
+        parts = collect([X[:12], X[12:]], memory_limit=limit, **options)
+    assert list(parts) == list(whole)
+    for perm, moment in whole.items():
+        assert relative_error(parts[perm].m2, moment.m2) < 1e-6
+        np.testing.assert_array_equal(parts[perm].count, moment.count)
+        np.testing.assert_array_equal(parts[perm].mean, moment.mean)
+    told = moments_cost({"h0": 15, "h1": 12}, 24, memory_limit=limit)
+    assert f"in {told.passes} passes" in caplog.text
+    assert (told.passes == 1) == (limit == 10**6)
+    assert told.device_bytes <= limit
+
+
+def test_several_passes_need_batches_that_can_be_read_again():
+    with pytest.raises(ValueError, match="can be read only once"):
+        collect(iter([X]), memory_limit=500)
+
+
+def test_a_limit_below_one_row_is_refused():
+    with pytest.raises(ValueError, match=r"memory_limit = 100 .* takes 120"):
+        collect([X], memory_limit=100)
+
+
+def mesh():
+    return jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
+
+
+def test_inputs_that_are_sharded_stay_where_they_are():
+    by_rows = jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec("data"))
+    sharded = [jax.device_put(x, by_rows) for x in (X[:12], X[12:])]
+    check_mlp(collect(sharded))
+
+
+def test_parameters_may_be_sharded():
+    axes = jax.sharding.PartitionSpec(None, "model")
+    columns = jax.sharding.NamedSharding(mesh(), axes)
+    models = jax.tree.map(
+        lambda x: jax.device_put(x, columns) if x.ndim == 2 and x.shape[1] == 4 else x,
+        MODELS,
+    )
+    check_mlp(zipjax.collect_moments(dense_apply, models, SPEC, [X]))
+
+
+def precisions(dtype):
+    """The precisions of all products in a batch's step, of activations of a type."""
+    parts = [jnp.ones((1, 8, 4), dtype)]
+    empty = running.nothing([jax.ShapeDtypeStruct((1, 1, 8, 4), dtype)])
+    one = jax.tree.map(lambda x: x[0], empty)
+    closed = jax.make_jaxpr(running.added)(one, parts, 0)
+    text = str(closed)
+    assert "dot_general" in text
+    return {name for name in ("HIGHEST", "DEFAULT") if name in text}
+
+
+def test_only_float32_needs_the_highest_precision():
+    assert precisions(jnp.float32) == {"HIGHEST"}
+    assert precisions(jnp.bfloat16) == {"DEFAULT"}
+    assert precisions(jnp.float16) == {"DEFAULT"}
+
+
+def test_half_precision_is_summed_in_float32():
+    x = jnp.asarray(images(4096, (3,)) + 2, jnp.bfloat16)
+    parts = [x[None]]
+    empty = running.nothing([jax.ShapeDtypeStruct((1, 1, 4096, 3), x.dtype)])
+    found = running.added(jax.tree.map(lambda x: x[0], empty), parts, 0)
+    exact = np.asarray(x, np.float64)
+    assert found.m2.dtype == jnp.float32
+    assert relative_error(found.m2 / 4096, np.cov(exact.T, bias=True)) < 1e-5
+
+
+def test_many_batches_are_added_in_float64():
+    # Alone, a float32 sum of so many batches of one sample would be 1e-3 off.
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(300, 1, 3)).astype(np.float32) + 100
+    moments = collect(list(samples), devices=jax.local_devices()[:1])
+    check_mlp(moments, x=samples[:, 0])

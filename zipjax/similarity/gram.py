@@ -22,7 +22,7 @@ def gram(
     """
     units, dtype = x.shape[-1], jnp.promote_types(x.dtype, jnp.float32)
 
-    def product(a: Array, b: Array) -> Array:
+    def product(a: AnyArray, b: AnyArray) -> Array:
         return jnp.matmul(a.T, b, precision=precision, preferred_element_type=dtype)
 
     if units <= _WHOLE:

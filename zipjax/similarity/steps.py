@@ -144,13 +144,13 @@ class Reading:
             most = samples if self.positions is None else min(self.positions, samples)
             count = min(most, max(most // share, _FEW))
             if count < samples:
-                places = _positions(jax.random.fold_in(key, number), samples, count)
+                places = positions_of(jax.random.fold_in(key, number), samples, count)
                 parts = [x[:, :, places] for x in parts]
             found.append(jnp.concatenate(parts, axis=-1))
         return found
 
 
-def _positions(key: Array, samples: int, count: int) -> Array:
+def positions_of(key: Array, samples: int, count: int) -> Array:
     """Returns ``[count]`` positions in order, one at random in each stretch."""
     drawn = jnp.arange(count) + jax.random.uniform(key, (count,))
     return jnp.minimum((drawn * (samples / count)).astype(jnp.int32), samples - 1)
