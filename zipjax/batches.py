@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zipjax import hosts
 from zipjax.types import PyTree
 
 InputsOf = Callable[[Any], Any]
@@ -78,11 +79,24 @@ def spread(arrays: PyTree, devices: Sequence[Any] | None = None) -> PyTree:
 def sample_average(measured: Iterable[tuple[PyTree, PyTree]]) -> PyTree:
     """Returns the average over samples of pytrees of arrays, in float64 on the host.
 
+    Under ``jax.distributed`` it is that over the samples of all processes.
+
     Args:
       measured: one pair or more: arrays, which should be small, such as the statistics
         of one batch, and the number of samples behind each of them. All have one
         structure; the numbers may stand for whole branches of it.
     """
+    totals, structure = hosts.together(lambda: _weighted_sums(measured))
+    named = {str(number): total for number, total in enumerate(totals)}
+    sums = list(hosts.total(named).values())
+    total, count = jax.tree_util.tree_unflatten(structure, sums)
+    return _times(jax.tree_util.tree_map(np.reciprocal, count), total)
+
+
+def _weighted_sums(
+    measured: Iterable[tuple[PyTree, PyTree]],
+) -> tuple[list[np.ndarray], Any]:
+    """Returns the sums of values times counts and of counts, flattened."""
     totals: PyTree = None
     for values, counts in measured:
         pair = _times(*jax.device_get((counts, values))), jax.device_get(counts)
@@ -90,8 +104,7 @@ def sample_average(measured: Iterable[tuple[PyTree, PyTree]]) -> PyTree:
         totals = (
             wide if totals is None else jax.tree_util.tree_map(np.add, totals, wide)
         )
-    total, count = totals
-    return _times(jax.tree_util.tree_map(np.reciprocal, count), total)
+    return jax.tree_util.tree_flatten(totals)
 
 
 def _times(factors: PyTree, values: PyTree) -> PyTree:
@@ -114,7 +127,13 @@ def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:
         )
     for leaf in leaves:
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        if floating and not np.isfinite(leaf).all():
+        if floating and not _is_finite(leaf):
             raise ValueError(
                 f"batch {number} holds NaN or infinity: clean the data first"
             )
+
+
+def _is_finite(leaf: Any) -> bool:
+    # What other processes hold in part, all of them look at together.
+    everywhere = not getattr(leaf, "is_fully_addressable", True)
+    return bool((jnp if everywhere else np).isfinite(leaf).all())

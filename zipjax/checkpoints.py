@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zipjax import hosts
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import Merged, Origin
 from zipjax.merging.weights import Weights
@@ -204,21 +205,32 @@ def save_tree(
       ValueError: if the path exists.
     """
     target = Path(path).absolute()
-    if target.exists():
-        raise ValueError(
-            f"{str(target)!r} exists already: choose another path, or remove it first"
-        )
+    # No process may begin to write before all have looked.
+    hosts.together(lambda: _check_free(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     ocp, leaves = _orbax(), path_leaves(tree)
     found = {path: leaf for path, leaf in leaves.items() if _is_key(leaf)}
     names = {path: str(jax.random.key_impl(leaf)) for path, leaf in found.items()}
     numbers = {path: host_array(leaf) for path, leaf in found.items()}
     content = {**metadata, _KEYS: names} if names else dict(metadata)
-    plain = {**leaves, **numbers}
+    plain = {path: _own_copy(leaf) for path, leaf in {**leaves, **numbers}.items()}
     digests = {_DIGESTS: _digests(plain, content)}
     ocp.save(
         str(target), from_leaves(plain, tree), custom_metadata={**content, **digests}
     )
+
+
+def _check_free(target: Path) -> None:
+    if target.exists():
+        raise ValueError(
+            f"{str(target)!r} exists already: choose another path, or remove it first"
+        )
+
+
+def _own_copy(leaf: Any) -> Any:
+    """Returns what orbax writes: of arrays that every process has, the first one's."""
+    alone = jax.process_count() == 1 or not isinstance(leaf, jax.Array)
+    return leaf if alone or not leaf.is_fully_addressable else np.asarray(leaf)
 
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:

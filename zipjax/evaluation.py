@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
+from zipjax import hosts
 from zipjax.types import AnyArray, Array
 
 LOGIT_SCALE = 100.0
@@ -75,7 +76,7 @@ def evaluate(
         the task's order.
 
     Returns:
-      The accuracies.
+      The accuracies; under ``jax.distributed``, on the examples of all processes.
 
     Raises:
       ValueError: if tasks overlap, a label belongs to no task, a task has no examples,
@@ -83,27 +84,34 @@ def evaluate(
         are not finite or have the wrong width.
     """
     classes = _all_classes(tasks)
-    joint_hits, count = 0, 0
-    hits, totals = np.zeros(len(tasks)), np.zeros(len(tasks))
-    for inputs, batch_labels in batches:
-        labels = _whole_labels(batch_labels, 1)
-        _check_labels(labels, classes)
-        outputs = _checked_outputs(forward(inputs), len(labels))
-        scores = _task_scores(outputs, tasks, class_embeddings)
-        joint = classes[np.concatenate(scores, axis=1).argmax(1)]
-        joint_hits += int((joint == labels).sum())
-        count += labels.size
-        for number, (task, score) in enumerate(zip(tasks, scores, strict=True)):
-            mine = np.isin(labels, task)
-            predicted = np.asarray(task)[score[mine].argmax(1)]
-            hits[number] += (predicted == labels[mine]).sum()
-            totals[number] += mine.sum()
-    if not totals.all():
+
+    def scored() -> dict[str, np.ndarray]:
+        sums = {"joint": np.zeros(1), "hits": np.zeros(len(tasks))}
+        sums["examples"] = np.zeros(len(tasks))
+        for inputs, batch_labels in batches:
+            labels = _whole_labels(batch_labels, 1)
+            _check_labels(labels, classes)
+            outputs = _checked_outputs(forward(inputs), len(labels))
+            scores = _task_scores(outputs, tasks, class_embeddings)
+            joint = classes[np.concatenate(scores, axis=1).argmax(1)]
+            sums["joint"] += (joint == labels).sum()
+            for number, (task, score) in enumerate(zip(tasks, scores, strict=True)):
+                mine = np.isin(labels, task)
+                predicted = np.asarray(task)[score[mine].argmax(1)]
+                sums["hits"][number] += (predicted == labels[mine]).sum()
+                sums["examples"][number] += mine.sum()
+        return sums
+
+    sums = hosts.total(hosts.together(scored))
+    examples = sums["examples"]
+    if not examples.all():
         raise ValueError(
-            f"the tasks have {totals.astype(int).tolist()} examples: every task needs "
-            "examples of its classes"
+            f"the tasks have {examples.astype(int).tolist()} examples: every task "
+            "needs examples of its classes"
         )
-    return Evaluation(joint_hits / count, tuple((hits / totals).tolist()), count)
+    count = int(examples.sum())
+    shares = (sums["hits"] / examples).tolist()
+    return Evaluation(float(sums["joint"][0]) / count, tuple(shares), count)
 
 
 def evaluate_tasks(
@@ -139,25 +147,31 @@ def evaluate_tasks(
         differ, labels are no classes, outputs are not finite, or outputs and embeddings
         differ in width.
     """
-    every: list[np.ndarray] = []
-    for inputs, batch_labels in batches:
-        labels = _whole_labels(batch_labels, 2)
-        found = _checked_outputs(forward(inputs), len(labels))
-        outputs = _one_each(found, labels.shape[1], class_embeddings)
-        scores = [
-            output if targets is None else _scores(output, range(len(targets)), targets)
-            for output, targets in outputs
-        ]
-        for column, score in zip(labels.T, scores, strict=True):
-            _check_labels(column, np.arange(score.shape[1]))
-        predicted = np.stack([score.argmax(1) for score in scores], axis=1)
-        every.append(predicted == labels)
-    right = np.concatenate(every) if every else np.empty((0, 0))
-    if not right.size:
+
+    def scored() -> dict[str, np.ndarray]:
+        sums: dict[str, Any] = {"joint": 0, "hits": 0, "examples": 0}
+        for inputs, batch_labels in batches:
+            labels = _whole_labels(batch_labels, 2)
+            found = _checked_outputs(forward(inputs), len(labels))
+            outputs = _one_each(found, labels.shape[1], class_embeddings)
+            scores = [
+                _scores(x, range(x.shape[1] if own is None else len(own)), own)
+                for x, own in outputs
+            ]
+            for column, score in zip(labels.T, scores, strict=True):
+                _check_labels(column, np.arange(score.shape[1]))
+            right = np.stack([x.argmax(1) for x in scores], axis=1) == labels
+            sums["joint"] += right.all(1).sum()
+            sums["hits"] = sums["hits"] + right.sum(0)
+            sums["examples"] += len(right)
+        return {name: np.atleast_1d(x) for name, x in sums.items()}
+
+    sums = hosts.total(hosts.together(scored))
+    count = int(sums["examples"][0])
+    if not count:
         raise ValueError("no examples of any task: accuracies need at least one")
-    return Evaluation(
-        float(right.all(1).mean()), tuple(right.mean(0).tolist()), len(right)
-    )
+    shares = (sums["hits"] / count).tolist()
+    return Evaluation(float(sums["joint"][0]) / count, tuple(shares), count)
 
 
 def unit_rows(vectors: _Vectors) -> _Vectors:

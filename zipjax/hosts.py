@@ -30,6 +30,12 @@ def gathered(arrays: Arrays) -> list[dict[str, np.ndarray]]:
     return [_unpacked(data) for data in _gathered_bytes(_packed(arrays))]
 
 
+def total(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns the sums of small arrays over all processes, in the order of these."""
+    everywhere = gathered(arrays)
+    return {name: np.sum([own[name] for own in everywhere], axis=0) for name in arrays}
+
+
 def summed(array: np.ndarray) -> np.ndarray:
     """Returns the sum of an array over all processes, by an all-reduce.
 

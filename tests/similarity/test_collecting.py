@@ -400,7 +400,7 @@ def precisions(dtype):
     parts = [jnp.ones((1, 8, 4), dtype)]
     empty = running.nothing([jax.ShapeDtypeStruct((1, 1, 8, 4), dtype)])
     one = jax.tree.map(lambda x: x[0], empty)
-    closed = jax.make_jaxpr(running.added)(one, parts, 0)
+    closed = jax.make_jaxpr(running.with_batch)(one, parts, 0)
     text = str(closed)
     assert "dot_general" in text
     return {name for name in ("HIGHEST", "DEFAULT") if name in text}
@@ -416,7 +416,7 @@ def test_half_precision_is_summed_in_float32():
     x = jnp.asarray(images(4096, (3,)) + 2, jnp.bfloat16)
     parts = [x[None]]
     empty = running.nothing([jax.ShapeDtypeStruct((1, 1, 4096, 3), x.dtype)])
-    found = running.added(jax.tree.map(lambda x: x[0], empty), parts, 0)
+    found = running.with_batch(jax.tree.map(lambda x: x[0], empty), parts, 0)
     exact = np.asarray(x, np.float64)
     assert found.m2.dtype == jnp.float32
     assert relative_error(found.m2 / 4096, np.cov(exact.T, bias=True)) < 1e-5

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.batches import InputsOf, input_batches, sample_average
+from zipjax.batches import InputsOf, input_batches, sample_average, spread
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import functions_of, with_leaves
 from zipjax.program.dependence import read_parameters
@@ -49,7 +49,8 @@ def reset_batch_stats(
     evaluation mode: norms are found in the traced network, in any framework, as a mean
     that is subtracted beside a variance whose root divides. Statistics of any shape
     keep their axes, and are taken over all others. A norm that is applied at several
-    places gets those of the first.
+    places gets those of the first. A batch runs on all local devices; under
+    ``jax.distributed`` every process passes its own batches, and all get the same.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; a sequence with one
@@ -79,7 +80,7 @@ def reset_batch_stats(
     functions = one_or_each(calls)
     pairs = None if stats is None else tuple(_pairs(stats, head) for head in heads)
     means = sample_average(
-        _batch_statistics(functions, pairs, ddof, list(heads), arrays)
+        _batch_statistics(functions, pairs, ddof, list(heads), spread(arrays))
         for arrays in input_batches(batches, inputs_of)
     )
     leaves = [

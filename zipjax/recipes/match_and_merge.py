@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from zipjax import hosts
 from zipjax.merging.assembling import merge_networks
 from zipjax.merging.each import OneOrEach
 from zipjax.merging.merged import Merged
@@ -100,7 +101,20 @@ def match_networks(
     key: Array | None = None,
     report: Report | None = None,
 ) -> dict[str, np.ndarray]:
-    """Matches the units of networks; see :func:`match`."""
+    """Matches the units of networks; see :func:`match`.
+
+    Under ``jax.distributed`` the first process does, and all get its assignments.
+    """
+    return hosts.once(lambda: _matched(networks, recipe, moments, key, report))
+
+
+def _matched(
+    networks: Networks,
+    recipe: Recipe,
+    moments: Mapping[str, Moments] | None,
+    key: Array | None,
+    report: Report | None,
+) -> dict[str, np.ndarray]:
     problem = MatchingProblem.of(networks, recipe, moments)
     start = problem.start()
     if not recipe.compares_weights or not networks.perms:

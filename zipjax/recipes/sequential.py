@@ -15,7 +15,7 @@ from zipjax.merging.networks import Networks
 from zipjax.recipes.match_and_merge import match
 from zipjax.recipes.presets import Recipe
 from zipjax.recipes.problem import check_comparable, check_num_units
-from zipjax.similarity.collecting import collect_moments
+from zipjax.similarity.collecting import Positions, collect_moments
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, PyTree
 
@@ -30,6 +30,7 @@ def match_sequential(
     inputs_of: InputsOf | None = None,
     stop_at: str | int | None = None,
     calibrate: Callable[[Merged], Merged] | None = None,
+    positions: Positions = "few",
     devices: Sequence[Any] | None = None,
 ) -> dict[str, Int[np.ndarray, "*_groups _total"]]:
     """Matches units by their activations after the merged prefix, not in the models.
@@ -58,6 +59,7 @@ def match_sequential(
       calibrate: called with every merged prefix and its heads, returns the model to
         read instead; for networks with BatchNorm
         ``lambda m: zipjax.reset_batch_stats(apply_fn, m, batches)``.
+      positions: see :func:`zipjax.collect_moments`.
       devices: see :func:`zipjax.collect_moments`.
 
     Returns:
@@ -102,6 +104,7 @@ def match_sequential(
             batches,
             inputs_of=inputs_of,
             stop_at=stop,
+            positions=positions,
             devices=devices,
         )
         widths = {p: n for p, n in recipe.num_units.items() if p in new}

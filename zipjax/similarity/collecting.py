@@ -14,17 +14,17 @@ from zipjax import hosts
 from zipjax.batches import InputsOf, input_batches
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.networks import Networks
-from zipjax.similarity.costs import Pass, pass_bytes, passes
+from zipjax.similarity.costs import PassPlan, pass_bytes, passes
 from zipjax.similarity.moments import Moments
 from zipjax.similarity.placement import Placement, placement_of
 from zipjax.similarity.running import (
     Running,
     as_moments,
     combined,
+    displacement,
     pooled_mean,
-    spread,
 )
-from zipjax.similarity.steps import Reading, Sums
+from zipjax.similarity.steps import BatchStep, Sums
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import check_any_perms
 from zipjax.types import ApplyFn, Array, PyTree
@@ -122,7 +122,7 @@ def collect_moments(
         )
     stops = stop_at is not None
     trunk = stops or len(set(networks.specs)) > 1
-    reading = Reading(
+    reading = BatchStep(
         one_or_each(functions),
         one_or_each(networks.specs),
         networks.perms if trunk else None,
@@ -133,7 +133,7 @@ def collect_moments(
     draws = jax.random.key(0) if key is None else key
     for own in _planned(networks, batches, memory_limit):
         stream = functools.partial(input_batches, batches, inputs_of)
-        found = _Pass(reading, own, networks.trees, devices).over(stream, draws)
+        found = _Collector(reading, own, networks.trees, devices).over(stream, draws)
         for perm, sums in found.items():
             panels.setdefault(perm, []).append((own.start, sums))
     moments = {
@@ -146,13 +146,13 @@ def collect_moments(
     return moments
 
 
-class _Pass:
+class _Collector:
     """One pass over the batches: sums on the devices, and their totals on the host."""
 
     def __init__(
         self,
-        reading: Reading,
-        own: Pass,
+        reading: BatchStep,
+        own: PassPlan,
         trees: Sequence[PyTree],
         devices: Sequence[Any] | None,
     ) -> None:
@@ -227,22 +227,15 @@ def _over_hosts(sums: Sums, start: int) -> Sums:
     if jax.process_count() == 1:
         return sums
     flat = [own for kinds in sums.values() for own in kinds]
-    small = {
-        f"{k}/{name}": getattr(own, name)
-        for k, own in enumerate(flat)
-        for name in ("count", "mean", "mean_tail")
-    }
-    everywhere = hosts.gathered(small)
+    names = ("count", "mean", "mean_tail")
+    everywhere = hosts.gathered(
+        {f"{k}/{name}": getattr(x, name) for k, x in enumerate(flat) for name in names}
+    )
     totals = []
     for k, own in enumerate(flat):
-        each_one = [
-            Running(
-                *(x[f"{k}/{name}"] for name in ("count", "mean", "mean_tail")), None
-            )
-            for x in everywhere
-        ]
-        count, mean = pooled_mean(each_one)
-        moved = own.m2 + spread(own, mean, start)
+        parts = [{name: x[f"{k}/{name}"] for name in names} for x in everywhere]
+        count, mean = pooled_mean([Running(**part, m2=None) for part in parts])
+        moved = own.m2 + displacement(own, mean, start)
         m2 = hosts.summed(moved.astype(np.float32))
         totals.append(Running(count, mean, np.zeros_like(mean), m2))
     left = iter(totals)
@@ -286,7 +279,7 @@ def _positions_per_batch(positions: Positions, batches: Iterable[Any]) -> int | 
 
 def _planned(
     networks: Networks, batches: Iterable[Any], memory_limit: int | None
-) -> list[Pass]:
+) -> list[PassPlan]:
     """Returns the passes over the batches, after checking that these allow them."""
     spec, count = networks.spec, len(networks)
     shapes = {
@@ -334,7 +327,7 @@ def _check_counts(moments: Mapping[str, Moments], networks: Networks) -> None:
         if count < 2:
             raise ValueError(
                 f"the units of perm {perm!r} were seen in {count} sample: one does not "
-                "tell units apart. Pass more inputs"
+                "tell units apart. PassPlan more inputs"
             )
         if count < networks.spec.units(perm):
             few.append(f"{perm!r} ({count} samples, {networks.spec.units(perm)} units)")

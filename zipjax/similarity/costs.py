@@ -10,7 +10,7 @@ _FLOAT = 4  # Bytes of a float32.
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
+class PassPlan:
     """What one pass over the batches collects.
 
     Attributes:
@@ -78,7 +78,7 @@ def moments_cost(
     )
 
 
-def passes(shapes: Shapes, memory_limit: int | None) -> list[Pass]:
+def passes(shapes: Shapes, memory_limit: int | None) -> list[PassPlan]:
     """Returns the passes that keep moments within a limit, in the order of the perms.
 
     Args:
@@ -89,38 +89,38 @@ def passes(shapes: Shapes, memory_limit: int | None) -> list[Pass]:
       ValueError: if it is no number, or too small for a single row.
     """
     if memory_limit is None:
-        return [Pass(tuple(shapes))]
+        return [PassPlan(tuple(shapes))]
     row = 2 * _FLOAT * max(elements * units for elements, units in shapes.values())
     if not memory_limit >= row:
         raise ValueError(
             f"memory_limit = {memory_limit} bytes, but one row of the widest perm's "
             f"second moment takes {row}: pass more, or None for no limit"
         )
-    plan: list[Pass] = []
+    plan: list[PassPlan] = []
     together: tuple[str, ...] = ()
     for perm in shapes:
-        alone = Pass((perm,))
+        alone = PassPlan((perm,))
         if pass_bytes(alone, shapes) > memory_limit:
             plan += _panels(perm, shapes[perm], memory_limit)
             continue
-        if pass_bytes(Pass((*together, perm)), shapes) > memory_limit:
-            plan.append(Pass(together))
+        if pass_bytes(PassPlan((*together, perm)), shapes) > memory_limit:
+            plan.append(PassPlan(together))
             together = ()
         together = (*together, perm)
-    return [*plan, Pass(together)] if together else plan
+    return [*plan, PassPlan(together)] if together else plan
 
 
-def pass_bytes(own: Pass, shapes: Shapes) -> int:
+def pass_bytes(own: PassPlan, shapes: Shapes) -> int:
     """Returns the memory of a pass: all sums, and the largest batch's products."""
     chosen = [shapes[perm] for perm in own.perms]
     sizes = [elements * (own.height or units) * units for elements, units in chosen]
     return _FLOAT * (sum(sizes) + max(sizes))
 
 
-def _panels(perm: str, shape: tuple[int, int], memory_limit: int) -> Iterator[Pass]:
+def _panels(perm: str, shape: tuple[int, int], memory_limit: int) -> Iterator[PassPlan]:
     """Yields passes for panels of equal height, which share a compiled program."""
     elements, units = shape
     height = int(memory_limit // (2 * _FLOAT * elements * units))
     for start in range(0, units, height):
         # The last one overlaps the one before.
-        yield Pass((perm,), height, min(start, units - height))
+        yield PassPlan((perm,), height, min(start, units - height))

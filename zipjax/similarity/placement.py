@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zipjax.similarity.running import Running
-from zipjax.similarity.steps import Reading, Sums
+from zipjax.similarity.steps import BatchStep, Sums
 from zipjax.types import Array, PyTree
 
 Step = Callable[..., Sums]
@@ -55,7 +55,7 @@ class LocalDevices:
 
         return jax.tree_util.tree_map(put, empty)
 
-    def step(self, reading: Reading) -> Step:
+    def step(self, reading: BatchStep) -> Step:
         """Returns the step; each device reads its share of the positions."""
         most = reading.positions
         share = None if most is None else -(-most // len(self.devices))
@@ -114,7 +114,7 @@ class UserMesh:
         """Returns the sums, second moments sharded by rows."""
         return jax.tree_util.tree_map(jax.device_put, empty, self.shardings(empty))
 
-    def step(self, reading: Reading) -> Step:
+    def step(self, reading: BatchStep) -> Step:
         """Returns the step, which XLA divides among the mesh."""
         return _sharded(reading, self)
 
@@ -186,7 +186,7 @@ def _mesh(devices: tuple[Any, ...]) -> Mesh:
 
 
 @functools.lru_cache(maxsize=16)
-def _mapped(reading: Reading, devices: tuple[Any, ...]) -> Step:
+def _mapped(reading: BatchStep, devices: tuple[Any, ...]) -> Step:
     def add(sums: Sums, models: Any, inputs: Any, key: Array, start: Any) -> Sums:
         own = jax.random.fold_in(key, jax.lax.axis_index("devices"))
         return reading.add(sums, models, inputs, own, start)
@@ -201,7 +201,7 @@ def _mapped(reading: Reading, devices: tuple[Any, ...]) -> Step:
 
 
 @functools.lru_cache(maxsize=16)
-def _sharded(reading: Reading, place: UserMesh) -> Step:
+def _sharded(reading: BatchStep, place: UserMesh) -> Step:
     def add(sums: Sums, *arguments: Any) -> Sums:
         new = reading.add(sums, *arguments)
         return jax.lax.with_sharding_constraint(new, place.shardings(new))

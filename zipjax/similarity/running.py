@@ -60,7 +60,7 @@ def nothing(
     return Running(np.zeros((elements, places), np.int32), mean, mean, m2)
 
 
-def added(
+def with_batch(
     old: Running,
     parts: Sequence[Float[Array, "_places _samples units"]],
     start: Int[AnyArray, ""] | int,
@@ -109,7 +109,7 @@ def combined(parts: Sequence[Running], start: int = 0) -> Running:
     m2 = np.zeros(parts[0].m2.shape)
     for part in parts:
         m2 += part.m2
-        m2 += spread(part, mean, start)
+        m2 += displacement(part, mean, start)
     return Running(count, mean, np.zeros_like(mean), m2)
 
 
@@ -123,7 +123,7 @@ def pooled_mean(parts: Sequence[Running]) -> tuple[np.ndarray, np.ndarray]:
     return total, np.sum(weighted, axis=0) / np.maximum(total, 1)[..., None]
 
 
-def spread(part: Running, mean: np.ndarray, start: int = 0) -> np.ndarray:
+def displacement(part: Running, mean: np.ndarray, start: int = 0) -> np.ndarray:
     """Returns what moving a part's mean to another one adds to its ``m2``."""
     delta = _mean(part) - mean
     weighted = np.asarray(part.count)[..., None] * delta

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from zipjax.merging.each import OneOrEach, each
 from zipjax.program.signatures import signature_of
 from zipjax.similarity.activations import activations, traced_taps
-from zipjax.similarity.running import Running, added, nothing
+from zipjax.similarity.running import Running, nothing, with_batch
 from zipjax.spec.depth import Boundary
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, Array, PyTree
@@ -23,7 +23,7 @@ Sums = dict[str, tuple[Running, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class BatchStep:
     """What is read of a batch; hashable, as it selects the compiled program.
 
     Attributes:
@@ -33,7 +33,7 @@ class Reading:
       ends: where every model's trunk ends inside a stream.
       positions: the number of samples that are read of a batch; None for all.
       only: the perms to read.
-      height: number of rows of a panel; see :class:`zipjax.similarity.costs.Pass`.
+      height: number of rows of a panel; see :class:`zipjax.similarity.costs.PassPlan`.
     """
 
     functions: OneOrEach[ApplyFn]
@@ -69,7 +69,7 @@ class Reading:
         """
 
         def add_one(old: Running, parts: Sequence[Array]) -> Running:
-            return added(old, parts, start, self.height)
+            return with_batch(old, parts, start, self.height)
 
         def add_all(perm: str, old: Running, parts: list[Array]) -> Running:
             if self._nested(perm):
