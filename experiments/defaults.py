@@ -48,6 +48,8 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.refit_images = config_dict.placeholder(int)
     config.test_images = config_dict.placeholder(int)  # None: all of them.
     config.ddof = 0  # Of measured batch statistics; PyTorch's variances have 1.
+    # Of a batch, for moments: "all" as in the papers, "few", or a number.
+    config.positions = "all"
     config.reset_parents = False  # Whether networks are reset before they are merged.
 
     config.rows = PAPERS
@@ -77,6 +79,9 @@ def default(title: str, model: str, **network: Any) -> Config:
     # of test images for losses and of calibration images for batch statistics.
     config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
 
+    # Several processes share the data: "auto" on TPU pods and under Slurm, Open MPI or
+    # Kubernetes, or "host:port,count,number" for each of them; None: a single one.
+    config.distributed = config_dict.placeholder(str)
     config.tensorboard = False  # Training curves; needs the extra of that name.
     config.smoke = False  # The smallest run that touches everything, see `shrunk`.
     return config

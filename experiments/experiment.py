@@ -26,6 +26,7 @@ from experiments.report import pictures, report
 from experiments.report.plane import Landscape, corners, task_losses
 from experiments.report.tables import make_table, print_table
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
+from zipjax.similarity.collecting import Positions
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
@@ -84,7 +85,9 @@ class Experiment:
         )
         if config.inferred:
             self.spec = self.inferred()
-        self.runner = Runner(self.network.apply, config.batch_size, config.ddof)
+        self.runner = Runner(
+            self.network.apply, config.batch_size, config.ddof, _positions(config)
+        )
         self.merger = Merger(self.runner, self.spec, config)
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
@@ -106,6 +109,12 @@ class Experiment:
             for candidate in self.track(self.candidates(setting), title):
                 results += self.results(setting, candidate)
             matched = matched or self.unit_pictures(setting)
+        if jax.process_index() == 0:
+            self.write(results, matched)
+        return results
+
+    def write(self, results: list[Result], matched: list[report.Picture]) -> None:
+        """Writes the report, and prints the table."""
         path = report.write_report(
             results,
             [
@@ -121,7 +130,6 @@ class Experiment:
         report.write_seconds(self.merger.seconds, self.workdir)
         print_table(make_table(results), self.console)
         self.console.print(f"Report: {path}")
-        return results
 
     def parents(self) -> Iterator[Parents]:
         """Yields the networks to merge: from a folder, or trained for every seed."""
@@ -160,14 +168,19 @@ class Experiment:
             moments = self.merger.timed(
                 ("moments", ""),
                 lambda: zipjax.collect_moments(
-                    self.runner.apply_fn, models, self.spec, batches
+                    self.runner.apply_fn,
+                    models,
+                    self.spec,
+                    batches,
+                    positions=self.runner.positions,
                 ),
             )
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
         source = zipjax.source_of(models, self.spec)
         path = self.workdir / "moments" / parents.name
-        data = self.config.dataset, array_digest(images.images), size
+        pixels = array_digest(images.images), size, self.runner.positions
+        data = self.config.dataset, *pixels
         inputs = (*data, source, _FIELDS)
         fields, reused = cache.remember(path, inputs, make)
         if reused:
@@ -270,7 +283,8 @@ class Experiment:
         some = slice(self.config.plane.images)
         model = self.runner.calibrated(model, parents.calibration.take(some))
         test, forward = self.test.take(some), self.runner.forward(model)
-        outputs = [np.asarray(forward(model, x)) for x in self.runner.batches(test)]
+        batches = test.batches(self.config.batch_size)
+        outputs = [np.asarray(forward(model, images)) for images, _ in batches]
         return task_losses(np.concatenate(outputs), test.labels, parents.tasks)
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
@@ -280,6 +294,12 @@ class Experiment:
     def say(self, message: str) -> None:
         """Prints a message."""
         self.console.print(message, style="dim")
+
+
+def _positions(config: Config) -> Positions:
+    """Returns the config's positions, which may be a number."""
+    text = config.positions
+    return int(text) if text.isdecimal() else text
 
 
 # Saved moments with other fields are made again.

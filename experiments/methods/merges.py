@@ -173,8 +173,9 @@ class Merger:
             self.runner.apply_fn,
             setting.models,
             self.spec,
-            self.runner.batches(setting.parents.calibration),
+            list(self.runner.batches(setting.parents.calibration)),
             stop_at=stop_at,
+            positions=self.runner.positions,
         )
         return dataclasses.replace(setting, moments=moments)
 
@@ -190,6 +191,7 @@ class Merger:
             recipe,
             list(self.runner.batches(images)),
             stop_at=stop_at,
+            positions=self.runner.positions,
             calibrate=lambda merged: self.runner.calibrated(merged, images),
         )
 
@@ -203,7 +205,7 @@ class Merger:
             setting.models,
             self.spec,
             recipe,
-            next(self.runner.batches(setting.parents.calibration.take(slice(1)))),
+            next(setting.parents.calibration.batches(1))[0],
             moments=setting.moments,
             cost=cost,
             stop_at=stop_at,

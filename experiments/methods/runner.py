@@ -12,6 +12,7 @@ from experiments.parents import tasks
 from experiments.parents.data import Split
 from experiments.parents.tasks import Task
 from experiments.parents.train import Variables
+from zipjax.similarity.collecting import Positions
 
 Model: TypeAlias = Variables | zipjax.Merged
 
@@ -24,15 +25,18 @@ class Runner:
       apply_fn: the network.
       batch_size: number of images in a batch.
       ddof: of measured batch statistics; see :func:`zipjax.reset_batch_stats`.
+      positions: that moments are collected from; see :func:`zipjax.collect_moments`.
     """
 
     apply_fn: Callable[..., Any]
     batch_size: int
     ddof: int
+    positions: Positions = "all"
 
     def batches(self, images: Split) -> Iterator[jax.Array]:
-        """Yields normalised images."""
-        return (batch for batch, _ in images.batches(self.batch_size))
+        """Yields normalised images: of several processes, each has its own share."""
+        share = jax.process_index(), jax.process_count()
+        return (batch for batch, _ in images.batches(self.batch_size, *share))
 
     def calibrated(self, model: Any, images: Split) -> Any:
         """Returns a model with batch statistics that are measured on these images."""

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.fingerprints import text_digest
-from zipjax import checkpoints
+from zipjax import checkpoints, hosts
 
 
 def remember(
@@ -18,7 +20,7 @@ def remember(
       path: the checkpoint's folder; a digest of ``inputs`` is added to its name, so
         that a result of other inputs is never mistaken for this one.
       inputs: JSON data that determine the result.
-      make: computes it.
+      make: computes it, the same in all processes.
 
     Returns:
       The pytree, always as it was restored from the checkpoint, and whether it existed
@@ -29,7 +31,8 @@ def remember(
     """
     text = json.dumps(inputs, sort_keys=True)
     target = path.with_name(f"{path.name}_{text_digest(text)}")
-    reused = target.exists()
+    # One process looks for all: what exists here may be what another has just begun.
+    reused = bool(hosts.once(lambda: {"exists": np.array(target.exists())})["exists"])
     if not reused:
         checkpoints.save_tree(target, make(), {"inputs": text})
     tree, _ = checkpoints.load_tree(target)

@@ -61,9 +61,17 @@ class Split:
         first = [np.flatnonzero(self.labels == label)[:count] for label in classes]
         return self.take(np.concatenate(first))
 
-    def batches(self, size: int) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """Yields normalised batches in order; the last one may be smaller."""
-        for start in range(0, len(self.labels), size):
+    def batches(
+        self, size: int, number: int = 0, count: int = 1
+    ) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """Yields normalised batches in order; the last one may be smaller.
+
+        Args:
+          size: number of images in a batch.
+          number: the first batch.
+          count: every which batch; processes that share the data take turns.
+        """
+        for start in range(0, len(self.labels), size)[number::count]:
             stop = start + size
             images = self.pixels.normalised(self.images[start:stop])
             yield images, self.labels[start:stop]

@@ -97,7 +97,7 @@ def split_classes(
 def evaluate_split(
     forward: Callable, split: Split, tasks: Sequence[Task], batch_size: int
 ) -> zipjax.Evaluation:
-    """Evaluates a model on the examples of a split.
+    """Evaluates a model on the examples of a split; processes share these.
 
     Args:
       forward: maps images to the output, or to one output per head.
@@ -109,7 +109,8 @@ def evaluate_split(
       ValueError: if tasks share some examples but not all.
     """
     classes = np.array([task.classes for task in tasks])
-    batches = split.batches(batch_size)
+    share = jax.process_index(), jax.process_count()
+    batches = split.batches(batch_size, *share)
     if (classes >= 0).all():
         return zipjax.evaluate_tasks(
             forward,

@@ -20,8 +20,10 @@ from experiments.parents.data import Split
 from experiments.parents.tasks import Task
 from experiments.parents.train import Config, Track, Variables, WriteScalars
 from experiments.results import letter
+from zipjax import hosts
 from zipjax.evaluation import LOGIT_SCALE
 from zipjax.interop.torch import load_state_dict, to_flax
+from zipjax.trees import nested, path_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,9 @@ class Trainer:
         def make() -> Variables:
             targets = jnp.asarray(task.targets)
             options = (recipe, self.track, self.writer(name), title, start)
-            return train.train_network(self.network, split, targets, key, *options)
+            return _of_first_process(
+                lambda: train.train_network(self.network, split, targets, key, *options)
+            )
 
         inputs = {
             **self.setting(split, task.targets),
@@ -182,6 +186,13 @@ def pretrained(config: Config, network: nn.Module, split: Split) -> Parents:
         _with_ids(split, ids),
         {seed: jax.random.key(seed) for seed in config.seeds},
     )
+
+
+def _of_first_process(make: Callable[[], Variables]) -> Variables:
+    """Returns variables that one process makes for all: others may round otherwise."""
+    if jax.process_count() == 1:
+        return make()
+    return nested(hosts.once(lambda: jax.device_get(path_leaves(make()))))
 
 
 def _read(network: nn.Module, folder: Path, name: str) -> Variables:
