@@ -2,6 +2,7 @@
 
 import functools
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -491,3 +492,34 @@ def test_zip_takes_a_matrix_that_is_symmetric_up_to_rounding():
     before = rounded.copy()
     np.testing.assert_array_equal(match_zip(rounded, 2), match_zip(similarity, 2))
     np.testing.assert_array_equal(rounded, before)
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_similarity_that_may_be_written_to_gives_the_same(num_models, alpha, beta):
+    rng = np.random.default_rng(num_models)
+    similarity = np.corrcoef(rng.normal(size=(num_models * 40, 30)))
+    before = similarity.copy()
+    # Pairs alone do not make three models as narrow as one.
+    settings = {"alpha": alpha, "beta": beta, "num_units": 20 * num_models}
+    expected = match_zip(similarity, num_models, **settings)
+    np.testing.assert_array_equal(similarity, before)
+    found = match_zip(similarity, num_models, **settings, overwrite=True)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_read_only_similarities_are_copied():
+    similarity = np.eye(4)[::-1]
+    similarity.flags.writeable = False
+    assert match_zip(similarity, 2, overwrite=True).tolist() == [0, 1, 1, 0]
+
+
+def test_matching_in_place_takes_no_second_matrix():
+    size = 2000
+    similarity = np.corrcoef(np.random.default_rng(0).normal(size=(size, 50)))
+    tracemalloc.start()
+    match_zip(similarity, 2, overwrite=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.5 * similarity.nbytes

@@ -81,12 +81,13 @@ def check_similarity(
 
 
 def symmetric_copy(
-    matrix: Float64[np.ndarray, "units units"],
+    matrix: Float64[np.ndarray, "units units"], *, overwrite: bool = False
 ) -> Float64[np.ndarray, "units units"]:
     """Returns a copy that is symmetric to the last bit and may be written to.
 
     Args:
       matrix: ``[N*n, N*n]``, symmetric up to rounding.
+      overwrite: whether the copy may take the matrix's own memory.
 
     Returns:
       The mean of the matrix and its transpose: the matrix itself if it is symmetric.
@@ -95,8 +96,10 @@ def symmetric_copy(
       ValueError: if it is not symmetric up to rounding.
     """
     size = len(matrix)
-    # Padded: writing to columns is slow if rows are a power of two apart in memory.
-    copy = np.empty((size, size + _PADDING))[:, :size]
+    copy = matrix
+    if not (overwrite and matrix.flags.writeable):
+        # Padded: writing to columns is slow if rows are a power of two apart.
+        copy = np.empty((size, size + _PADDING))[:, :size]
     gap = 0.0
     for i in range(0, size, _TILE):
         rows = slice(i, i + _TILE)

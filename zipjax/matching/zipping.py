@@ -27,6 +27,7 @@ def match_zip(
     alpha: float = 1.0,
     beta: float = 1.0,
     num_units: int | None = None,
+    overwrite: bool = False,
 ) -> Int64[np.ndarray, " units"]:
     """Returns the assignment that results from merging the most similar units first.
 
@@ -66,6 +67,8 @@ def match_zip(
       alpha: in ``[0, 1]``, how readily a merged unit is merged again.
       beta: in ``[0, 1]``, the within-model budget.
       num_units: number of merged units; ``n``, the width of one model, if None.
+      overwrite: whether the similarity, if it is float64, may be written to instead of
+        a copy: for two models and ``alpha > 0`` this saves as much memory again.
 
     Returns:
       The assignment ``[N*n]``, onto ``0..num_units-1``.
@@ -90,7 +93,9 @@ def match_zip(
         rule = AcrossModels(kinds, units, width)
     # Sets of more than 63 models need Python's integers.
     unit_kinds = np.repeat(np.array(kinds, dtype=object), units)
-    merges = _merge_greedily(matrix, unit_kinds, rule, alpha, needed)
+    # Bans are only ever lifted elsewhere, which takes the similarity once more.
+    spare = overwrite and num_models == 2 and alpha > 0.0
+    merges = _merge_greedily(matrix, unit_kinds, rule, alpha, needed, overwrite=spare)
     return _assignment(merges, len(matrix))
 
 
@@ -134,14 +139,18 @@ def _merge_greedily(
     rule: ZipRule,
     alpha: float,
     needed: int,
+    *,
+    overwrite: bool,
 ) -> list[tuple[int, int]]:
     """Returns the merges in order, each as (first unit, the unit merged into it)."""
     merges: list[tuple[int, int]] = []
-    pairs = _open_pairs(similarity, kinds, rule, merges, alpha)
+    start = symmetric_copy(similarity, overwrite=overwrite)
+    pairs = _open_pairs(start, kinds, rule, merges, alpha)
     while len(merges) < needed:
         best = pairs.best()
-        if best is None:
-            pairs = _open_pairs(similarity, kinds, rule, merges, alpha)
+        if best is None and not overwrite:
+            start = symmetric_copy(similarity)
+            pairs = _open_pairs(start, kinds, rule, merges, alpha)
             best = pairs.best()
         if best is None:
             raise RuntimeError(f"no pair left after {len(merges)} of {needed} merges")
@@ -165,8 +174,11 @@ def _open_pairs(
     merges: list[tuple[int, int]],
     alpha: float,
 ) -> "_Pairs":
-    """Returns the pairs of present units, except those that the rule refuses now."""
-    current = symmetric_copy(similarity)
+    """Returns the pairs of present units, except those that the rule refuses now.
+
+    The similarity, which is that before all merges, is written to.
+    """
+    current = similarity
     for i, j in merges:
         _store(current, i, j, _merged_row(current, i, j, alpha))
     present: list[Kind] = sorted(set(kinds) - {0})

@@ -209,7 +209,7 @@ def _zip_matchers(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} = {value} must lie in [0, 1]")
-    zipped = functools.partial(match_zip, alpha=alpha, beta=beta)
+    zipped = functools.partial(match_zip, alpha=alpha, beta=beta, overwrite=True)
     return zipped, _aligner(reference)
 
 
