@@ -29,6 +29,7 @@ from zipjax.recipes.searching import Search, Trial, search
 from zipjax.recipes.sequential import match_sequential
 from zipjax.recipes.widths import allot_units
 from zipjax.similarity.collecting import collect_moments
+from zipjax.similarity.costs import MomentsCost, moments_cost
 from zipjax.similarity.measures import (
     Similarity,
     activation_similarity,
@@ -55,6 +56,7 @@ __all__ = [
     "Index",
     "Merged",
     "Moments",
+    "MomentsCost",
     "Origin",
     "Perm",
     "PermutationSpec",
@@ -91,6 +93,7 @@ __all__ = [
     "merge",
     "merge_matrices",
     "merge_units",
+    "moments_cost",
     "mudsc",
     "permute",
     "permute_params",

@@ -346,8 +346,8 @@ def test_positions_that_are_no_number_are_refused(positions, untyped):
         conv_moments(positions=positions)
 
 
-# The widest perm has 3 * 5 units: a row takes 120 bytes, all of it 1,800.
-@pytest.mark.parametrize("limit", [120, 700, 2000, 10**6])
+# The widest perm has 3 * 5 units: a row takes 120 bytes, all of it 2,250.
+@pytest.mark.parametrize("limit", [120, 700, 2500, 10**6])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_memory_limit_changes_nothing_but_the_passes(limit, devices, caplog):
     options = {"devices": jax.local_devices()[:devices]}

@@ -111,10 +111,14 @@ def passes(shapes: Shapes, memory_limit: int | None) -> list[PassPlan]:
 
 
 def pass_bytes(own: PassPlan, shapes: Shapes) -> int:
-    """Returns the memory of a pass: all sums, and the largest batch's products."""
+    """Returns the memory of a pass: all sums, and the largest batch's products.
+
+    Half as much again for the blocks that whole products are put together from.
+    """
     chosen = [shapes[perm] for perm in own.perms]
     sizes = [elements * (own.height or units) * units for elements, units in chosen]
-    return _FLOAT * (sum(sizes) + max(sizes))
+    products = max(sizes) * 3 // 2 if own.height is None else max(sizes)
+    return _FLOAT * (sum(sizes) + products)
 
 
 def _panels(perm: str, shape: tuple[int, int], memory_limit: int) -> Iterator[PassPlan]:

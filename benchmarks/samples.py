@@ -1,0 +1,107 @@
+"""How many samples correlations need: assignments and accuracy against positions.
+
+    python -m benchmarks.samples --data_dir DIR --checkpoints DIR [--images 2000]
+
+Merges a pair of CIFAR-10 networks (see `configs/cifar10_resnet20.py`) with moments of
+more and more positions, and prints how many units are matched as with all of them, over
+all perms, and the joint accuracy on the test images. The last row compares all
+positions of the first half of the images with all of the second: what other images
+change, no number of positions can make good. Settings are the config's.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+import zipjax
+from configs import cifar10_resnet20
+from experiments.experiment import Experiment
+from experiments.methods.merges import plain
+from zipjax.similarity.collecting import Positions
+
+SAMPLES = [2**k for k in range(9, 18, 2)]
+
+
+def agreement(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Returns the share of units that have the same partners in both assignments.
+
+    Args:
+      one: assignments by perm.
+      other: the same of another match.
+    """
+    same = [_partners(one[perm]) == _partners(other[perm]) for perm in one]
+    return float(np.mean(np.concatenate(same)))
+
+
+def _partners(assignment: np.ndarray) -> np.ndarray:
+    """Returns, for every unit, the set of units that it is merged with."""
+    members = [frozenset(np.flatnonzero(assignment == m)) for m in assignment]
+    found = np.empty(len(members), object)
+    found[:] = members
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a Markdown table.
+
+    Args:
+      argv: command line, ``sys.argv[1:]`` if None.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--checkpoints", required=True)
+    parser.add_argument("--images", type=int, default=2000)
+    options = parser.parse_args(argv)
+    config = cifar10_resnet20.get_config()
+    config.data_dir, config.checkpoints = options.data_dir, options.checkpoints
+    config.calibration_images = options.images
+    experiment = Experiment(config, Path("unused"), Console())
+    (parents,) = experiment.parents()
+    runner, spec = experiment.runner, experiment.spec
+    batches = list(runner.batches(parents.calibration))
+    recipes = {
+        "Permute": zipjax.permute(),
+        "ZipIt!": zipjax.zipit(**config.zipit.to_dict()),
+    }
+
+    def matched(positions: Positions, own: list[Any]) -> dict[str, Any]:
+        moments = zipjax.collect_moments(
+            runner.apply_fn, parents.models, spec, own, positions=positions
+        )
+        return {
+            name: zipjax.match(parents.models, spec, recipe, moments=moments)
+            for name, recipe in recipes.items()
+        }
+
+    def accuracy(assignments: Any) -> float:
+        merged = zipjax.merge_units(parents.models, spec, assignments)
+        merged = runner.calibrated(merged, parents.calibration)
+        tested = runner.evaluate(plain(merged), experiment.test, parents.tasks)
+        return 100 * tested.joint
+
+    def row(title: str, found: dict[str, Any], against: dict[str, Any]) -> None:
+        cells = [
+            f"{100 * agreement(found[name], against[name]):.1f} | "
+            f"{accuracy(found[name]):.1f}"
+            for name in recipes
+        ]
+        print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+
+    print("| Samples | " + " | ".join(f"{x}: agree | joint" for x in recipes) + " |")
+    print("|---|" + "---|" * 2 * len(recipes))
+    every = matched("all", batches)
+    for samples in SAMPLES:
+        row(f"{samples:,}", matched(max(samples // len(batches), 1), batches), every)
+    row("all", every, every)
+    half = len(batches) // 2
+    row("all, half", matched("all", batches[:half]), matched("all", batches[half:]))
+
+
+if __name__ == "__main__":
+    flags.FLAGS([""])
+    main()
