@@ -104,13 +104,13 @@ def match_networks(
     problem = MatchingProblem.of(networks, recipe, moments)
     start = problem.start()
     if not recipe.compares_weights or not networks.perms:
-        return start.assignments
+        return start
     if key is None:
         raise ValueError(
             f"recipe {recipe.name!r} matches perms in a random order: pass a PRNG key, "
             "key=jax.random.key(0)"
         )
-    best = coordinate_ascent(
+    return coordinate_ascent(
         start,
         problem.roots,
         problem.rematch,
@@ -119,4 +119,3 @@ def match_networks(
         key,
         report or (lambda sweep: None),
     )
-    return best.assignments
