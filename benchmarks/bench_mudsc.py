@@ -18,6 +18,7 @@ import zipjax
 from benchmarks.pair import make_pair, parser
 from benchmarks.timing import timed
 from zipjax.recipes import problem
+from zipjax.similarity.measures import WeightSpace
 
 
 class Stopwatch:
@@ -40,15 +41,18 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """Counts the parts of a match: they follow one another and do not nest."""
-    parts = {
-        "weight_similarity": "similarity of weights",
-        "activation_similarity": "similarity of activations",
-        "match_nest": "matching",
-        "matched_similarity": "objective",
-    }
+    parts = [
+        (problem, "activation_similarity", "similarity of activations"),
+        (problem, "weight_rows", "rows of weights"),
+        (WeightSpace, "of", "rows of weights"),
+        (WeightSpace, "similarity", "similarity of weights"),
+        (problem, "match_nest", "matching"),
+        (WeightSpace, "matched", "objective"),
+        (problem, "matched_similarity", "objective"),
+    ]
     patches = [
-        mock.patch.object(problem, name, watch.timed(title, getattr(problem, name)))
-        for name, title in parts.items()
+        mock.patch.object(owner, name, watch.timed(title, getattr(owner, name)))
+        for owner, name, title in parts
     ]
     for patch in patches:
         patch.start()

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import zipjax
-from tests.networks import FlattenNet, flatten_spec, images, variables
+from tests.networks import (
+    FlattenNet,
+    dense_apply,
+    dense_params,
+    dense_spec,
+    flatten_spec,
+    images,
+    variables,
+)
 
 SPEC = flatten_spec(4)
 X = images(40, (4, 4, 3))
@@ -124,3 +132,59 @@ def test_other_assignments_are_other_origins_but_one_program(net):
     with compilations() as again:
         zipjax.apply(net.apply, other, X)
     assert not again
+
+
+WIDTHS = (3, 6, 8, 6, 8, 6, 2)
+EQUAL = (3, 7, 7, 7, 7, 7, 2)
+
+
+def test_weights_of_any_shapes_are_compared_without_compiling_them():
+    # Seven shapes of kernels and biases: none of them has a program of its own.
+    models = [dense_params(WIDTHS, seed) for seed in range(2)]
+    spec = dense_spec(WIDTHS)
+    recipe = zipjax.weight_zip(schedule=zipjax.Schedule(sweeps=3, patience=3))
+    with compilations() as seen:
+        zipjax.match(models, spec, recipe, key=KEY)
+    # The order of a sweep.
+    assert len(seen) <= 1
+
+
+def test_blended_similarities_compile_one_program_for_each_width():
+    models = [dense_params(WIDTHS, seed) for seed in range(2)]
+    spec, x = dense_spec(WIDTHS), images(30, (3,))
+    moments = zipjax.collect_moments(dense_apply, models, spec, [x])
+    recipe = zipjax.mudsc(0.5, schedule=zipjax.Schedule(sweeps=3, patience=3))
+    jax.clear_caches()
+    with compilations() as seen:
+        zipjax.match(models, spec, recipe, moments=moments, key=KEY)
+    # Correlations of 2 * 6 and 2 * 8 activations, and the order of a sweep.
+    assert len(seen) <= 3
+
+
+def equal_layers(seed):
+    """Six layers, four of which have the same shapes."""
+    return dense_params(EQUAL, seed)
+
+
+def test_equal_shapes_with_alike_entries_share_a_program():
+    models, spec = [equal_layers(seed) for seed in range(2)], dense_spec(EQUAL)
+    aligned = zipjax.match(models, spec, zipjax.average())
+    jax.clear_caches()
+    with compilations() as seen:
+        zipjax.merge_units(models, spec, aligned)
+    # Kernels and biases of the first, the inner and the last layer; inner and first
+    # biases are alike.
+    assert len(seen) <= 5
+
+
+@pytest.mark.parametrize("stop_at", [None, 3])
+def test_the_second_merge_of_an_architecture_compiles_nothing(stop_at):
+    spec, options = dense_spec(EQUAL), {"stop_at": stop_at, "key": KEY}
+    models, others = ([equal_layers(seed + k) for k in range(2)] for seed in (1, 5))
+    first, *recipes = zipjax.average(), zipjax.git_rebasin(), zipjax.weight_zip()
+    zipjax.merge(models, spec, first, **options)
+    for recipe in recipes:
+        found = zipjax.match(others, spec, recipe, **options)
+        with compilations() as again:
+            zipjax.merge_units(others, spec, found, stop_at=stop_at)
+        assert not again

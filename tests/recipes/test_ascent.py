@@ -15,19 +15,14 @@ from tests.networks import (
     images,
     relative_error,
 )
-from zipjax.recipes.ascent import (
-    Matching,
-    Schedule,
-    coordinate_ascent,
-    matched_similarity,
-)
+from zipjax.recipes.ascent import Schedule, coordinate_ascent
 
 ROOTS = ["a", "b", "c"]
 KEY = jax.random.key(0)
 
 
 def state(number):
-    return Matching({root: np.array([number]) for root in ROOTS}, {})
+    return {root: np.array([number]) for root in ROOTS}
 
 
 def descend(objectives, schedule, key=KEY):
@@ -45,12 +40,12 @@ def descend(objectives, schedule, key=KEY):
         state(0),
         ROOTS,
         rematch,
-        lambda now: objectives[int(now.assignments["a"][0])],
+        lambda now: objectives[int(now["a"][0])],
         schedule,
         key,
         reports.append,
     )
-    return int(best.assignments["a"][0]), visits, reports
+    return int(best["a"][0]), visits, reports
 
 
 @pytest.mark.parametrize(
@@ -92,22 +87,6 @@ def test_every_sweep_visits_all_perms_in_an_order_of_the_key():
         orders.update(map(tuple, sweeps))
     assert len(orders) > 2
     assert descend([0.1, 0.2], Schedule())[1] == descend([0.1, 0.2], Schedule())[1]
-
-
-@pytest.mark.parametrize("units", [1, 6, 15])
-def test_matched_similarity_sums_every_pair_once(units):
-    rng = np.random.default_rng(units)
-    similarity = rng.normal(size=(units, units))
-    similarity += similarity.T
-    merged = rng.integers(0, 4, units)
-    pairs = [
-        (i, j)
-        for i, j in itertools.combinations(range(units), 2)
-        if merged[i] == merged[j]
-    ]
-    total, count = matched_similarity(similarity, merged)
-    assert count == len(pairs)
-    assert total == pytest.approx(sum(similarity[pair] for pair in pairs), abs=1e-12)
 
 
 def doubled(widths, seed):

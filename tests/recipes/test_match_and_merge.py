@@ -21,7 +21,6 @@ from tests.networks import (
     relative_error,
     variables,
 )
-from zipjax.merging.weights import merge_all
 from zipjax.models import mlp, resnet
 from zipjax.trees import path_leaves
 
@@ -267,13 +266,6 @@ def test_merging_changes_neither_models_nor_moments(four):
     before = jax.tree.map(np.array, (MODELS, four.moments))
     zipjax.merge(MODELS, SPEC, zipjax.zipit(), moments=four.moments)
     same_leaves((MODELS, four.moments), before, exactly=True)
-
-
-def test_merging_compiles_once_for_all_leaves(four):
-    merge_all.clear_cache()
-    for recipe in RECIPES.values():
-        zipjax.merge(MODELS, SPEC, recipe, moments=four.moments)
-    assert merge_all._cache_size() == 1
 
 
 def changed(path, change):

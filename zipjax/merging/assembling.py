@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zipjax.merging.carried import carried_leaves
@@ -13,7 +12,13 @@ from zipjax.merging.matrices import Assignments, model_matrices
 from zipjax.merging.merged import Merged, Origin, heads_of
 from zipjax.merging.networks import Networks
 from zipjax.merging.stream_heads import own_paths
-from zipjax.merging.weights import Matrices, Weights, interpolation_shares, merge_all
+from zipjax.merging.weights import (
+    Matrices,
+    Weights,
+    interpolation_shares,
+    merged_parameter,
+    unmerged_parameter,
+)
 from zipjax.spec.entries import entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import check_same_keys, path_leaves
@@ -88,23 +93,39 @@ def _parts(
     shares: Mapping[str, np.ndarray],
 ) -> tuple[_Leaves, tuple[_Leaves, ...], tuple[_Leaves, ...]]:
     """Returns the merged leaves, those of every head, and U after a stream's cut."""
-    trunk, inside = networks.trunk, bool(networks.boundaries)
-    # Heads read merged units, unless U makes their own of these.
-    read = [
-        [] if inside else [_outside(path_leaves(x), trunk) for x in of_model]
-        for of_model in trees
-    ]
-    shared, own = merge_all(
-        [_within(leaves, averaged) for leaves in networks.leaves],
-        read,
-        matrices,
-        shares,
-        spec=one_or_each(networks.specs),
-        trunk=trunk,
-    )
-    if inside:
-        return (shared, *_stream_heads(networks, trees, matrices))
-    return shared, tuple(own) if any(own) else (), ()
+    first = networks.spec
+    shared = {
+        path: merged_parameter(
+            [leaves[path] for leaves in networks.leaves],
+            entries,
+            first.perms,
+            matrices,
+            shares[path],
+        )
+        for path, entries in first.entries.items()
+        if path in averaged
+    }
+    heads = _stream_heads if networks.boundaries else _unmerged_heads
+    return (shared, *heads(networks, trees, matrices))
+
+
+def _unmerged_heads(
+    networks: Networks, trees: Sequence[Sequence[PyTree]], matrices: Matrices
+) -> tuple[tuple[_Leaves, ...], tuple[_Leaves, ...]]:
+    """Returns the leaves of every head, which read merged units; they need no U."""
+    heads = []
+    for number, (spec, of_model) in enumerate(zip(networks.specs, trees, strict=True)):
+        rest = {p: e for p, e in spec.entries.items() if p not in networks.trunk}
+        heads += [
+            {
+                path: unmerged_parameter(
+                    leaves[path], entries, spec.perms, matrices, number
+                )
+                for path, entries in rest.items()
+            }
+            for leaves in map(path_leaves, of_model)
+        ]
+    return tuple(heads) if any(heads) else (), ()
 
 
 def _stream_heads(
@@ -113,11 +134,14 @@ def _stream_heads(
     """Returns the leaves and U of every head after a cut inside a stream."""
     heads, unmerge = [], []
     rows = zip(networks.specs, networks.boundaries, trees, strict=True)
+    # On the host, where indexing compiles nothing.
+    copies = {perm: np.asarray(u) for perm, (_, u) in matrices.items()}
     for number, (spec, boundary, of_model) in enumerate(rows):
         perms, paths = entry_names(boundary.entries), own_paths(spec, boundary)
         for leaves in map(path_leaves, of_model):
-            heads.append({path: jnp.asarray(leaves[path]) for path in paths})
-            unmerge.append({perm: matrices[perm][1][number] for perm in perms})
+            heads.append({path: jax.device_put(leaves[path]) for path in paths})
+            own = {perm: copies[perm][number] for perm in perms}
+            unmerge.append(jax.device_put(own))
     return tuple(heads), tuple(unmerge)
 
 
@@ -143,14 +167,6 @@ def _outputs(
         for tree in of_model
     ]
     return [spec for spec, _ in pairs], [structure for _, structure in pairs]
-
-
-def _within(leaves: Mapping[str, Any], paths: frozenset[str]) -> dict[str, Any]:
-    return {path: leaf for path, leaf in leaves.items() if path in paths}
-
-
-def _outside(leaves: Mapping[str, Any], paths: frozenset[str]) -> dict[str, Any]:
-    return {path: leaf for path, leaf in leaves.items() if path not in paths}
 
 
 def _check_aligned(assignments: Assignments, num_models: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -37,27 +37,12 @@ def merge_matrices(
       ValueError: if the assignment is not a vector of integers whose length N divides,
         or leaves a merged unit out.
     """
-    assignment = np.asarray(assignment)
-    if (
-        assignment.ndim != 1
-        or not np.issubdtype(assignment.dtype, np.integer)
-        or num_models < 1
-        or assignment.size % num_models
-    ):
-        raise ValueError(
-            f"an assignment is a vector of N*n integers, got {assignment.dtype} of "
-            f"shape {list(assignment.shape)} for N = {num_models} models"
-        )
-    used = np.unique(assignment)
-    if not np.array_equal(used, np.arange(used.size)):
-        raise ValueError(
-            f"an assignment numbers the merged units from 0 without gaps, but it uses "
-            f"{used.tolist()}"
-        )
+    assignment = _checked(assignment, num_models)
+    used = assignment.max(initial=-1) + 1
     units = np.arange(assignment.size)
-    unmerge = np.zeros((assignment.size, used.size), np.float32)
+    unmerge = np.zeros((assignment.size, used), np.float32)
     unmerge[units, assignment] = 1
-    merge = np.zeros((used.size, assignment.size), np.float32)
+    merge = np.zeros((used, assignment.size), np.float32)
     merge[assignment, units] = _equal_weights(assignment)
     return merge, unmerge
 
@@ -79,15 +64,47 @@ def model_matrices(
       the groups are in each model's own order.
     """
     found = {}
-    for perm, assignment in assignments.items():
-        merge, unmerge = _row_matrices(assignment, num_models)
-        rows = _assignment_rows(assignments, spec, perm, num_models)
-        models = _model_numbers(rows)
-        found[perm] = (
-            jnp.asarray(merge[models, rows]),
-            jnp.asarray(unmerge[models, rows]),
-        )
+    for perm in assignments:
+        merged, weights = unit_targets(assignments, spec, perm, num_models)
+        one_hot = merged[..., None] == np.arange(merged.max() + 1)
+        merge = np.swapaxes(one_hot * weights[..., None], -1, -2)
+        # Unlike jnp.asarray, this compiles nothing.
+        found[perm] = jax.device_put((merge, one_hot.astype(np.float32)))
     return found
+
+
+def unit_targets(
+    assignments: Assignments, spec: PermutationSpec, perm: str, num_models: int
+) -> tuple[Int[np.ndarray, "models *groups n"], Float[np.ndarray, "models *groups n"]]:
+    """Returns what M and U hold besides zeros: where units go, and with what weights.
+
+    Args:
+      assignments: as for :func:`model_matrices`.
+      spec: the permutation spec.
+      perm: the perm.
+      num_models: number of models N.
+
+    Returns:
+      The merged unit that each unit goes to, and the unit's weight in its average; the
+      groups are in each model's own order.
+
+    Raises:
+      ValueError: as :func:`merge_matrices`, or if merged groups have several widths.
+    """
+    table = [_checked(row, num_models) for row in _flat_rows(assignments[perm])]
+    widths = {int(row.max()) + 1 for row in table}
+    if len(widths) > 1:
+        raise ValueError(
+            f"the assignment of perm {perm!r} has {sorted(widths)} merged units in its "
+            "groups: merged groups need one width"
+        )
+    rows = _assignment_rows(assignments, spec, perm, num_models)
+    models = _model_numbers(rows)
+
+    def of_models(values: list[np.ndarray]) -> np.ndarray:
+        return np.stack(values).reshape(len(table), num_models, -1)[rows, models]
+
+    return of_models(table), of_models([_equal_weights(row) for row in table])
 
 
 def merged_units(
@@ -111,20 +128,28 @@ def merged_units(
     return merged.reshape(-1)
 
 
-def _row_matrices(
-    assignment: Int[np.ndarray, "*groups total"], num_models: int
-) -> tuple[
-    Float[np.ndarray, "models rows units n"], Float[np.ndarray, "models rows n units"]
-]:
-    """Returns M and U of every row of an assignment, split by model."""
-    pairs = [merge_matrices(row, num_models) for row in _flat_rows(assignment)]
-    merge = np.stack([m for m, _ in pairs])  # [rows, units, N*n]
-    unmerge = np.stack([u for _, u in pairs])  # [rows, N*n, units]
-    rows, units, total = merge.shape
-    size = total // num_models
-    by_model = merge.reshape(rows, units, num_models, size)
-    back = unmerge.reshape(rows, num_models, size, units)
-    return by_model.transpose(2, 0, 1, 3), back.transpose(1, 0, 2, 3)
+def _checked(
+    assignment: Int[np.ndarray, "total"], num_models: int
+) -> Int[np.ndarray, "total"]:
+    """Returns an assignment if it is one; see :func:`merge_matrices`."""
+    assignment = np.asarray(assignment)
+    if (
+        assignment.ndim != 1
+        or not np.issubdtype(assignment.dtype, np.integer)
+        or num_models < 1
+        or assignment.size % num_models
+    ):
+        raise ValueError(
+            f"an assignment is a vector of N*n integers, got {assignment.dtype} of "
+            f"shape {list(assignment.shape)} for N = {num_models} models"
+        )
+    used = np.unique(assignment)
+    if not np.array_equal(used, np.arange(used.size)):
+        raise ValueError(
+            f"an assignment numbers the merged units from 0 without gaps, but it uses "
+            f"{used.tolist()}"
+        )
+    return assignment
 
 
 def _assignment_rows(

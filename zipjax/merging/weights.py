@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zipjax.merging.each import OneOrEach, each
 from zipjax.spec.blocks import map_atoms
-from zipjax.spec.entries import Axis, Entries, atom_name
-from zipjax.spec.permutation_spec import Perm, PermutationSpec
+from zipjax.spec.entries import Axis, Entries, atom_name, entry_names, rename
+from zipjax.spec.permutation_spec import Perm
 from zipjax.trees import is_weight, summary
-from zipjax.types import AnyArray, Array, Leaves
+from zipjax.types import AnyArray, Array
 
 Matrices = Mapping[str, tuple[Array, Array]]
 """M ``[models, *groups, units, n]`` and U ``[models, *groups, n, units]`` by perm.
@@ -147,46 +146,78 @@ def _matches(path: str, pattern: str) -> bool:
     return inside or fnmatch.fnmatchcase(path, pattern)
 
 
-@jax.jit(static_argnames=("spec", "trunk"))
-def merge_all(
-    models: Sequence[Leaves],
-    heads: Sequence[Sequence[Leaves]],
+def merged_parameter(
+    leaves: Sequence[AnyArray],
+    entries: Entries,
+    perms: Mapping[str, Perm],
     matrices: Matrices,
-    shares: Mapping[str, Array],
-    *,
-    spec: OneOrEach[PermutationSpec],
-    trunk: frozenset[str],
-) -> tuple[dict[str, Array], list[dict[str, Array]]]:
-    """Merges all parameters in one compiled call.
+    shares: AnyArray,
+) -> Array:
+    """Merges one parameter of all models in a compiled call; see :func:`merge_leaf`.
+
+    Parameters of equal shapes with alike entries share the compiled program.
 
     Args:
-      models: every model's parameters by path, as far as they are averaged.
-      heads: every model's own parameters, for each of its heads.
-      matrices: M and U of the zipped perms.
-      shares: see :func:`interpolation_shares`.
-      spec: the permutation spec, or a tuple with one per model.
-      trunk: the paths that are shared; the others stay each model's own.
-
-    Returns:
-      The trunk's leaves and every head's own leaves, by path.
+      leaves: every model's parameter.
+      entries: see :func:`merge_leaf`.
+      perms: see :func:`merge_leaf`.
+      matrices: see :func:`merge_leaf`.
+      shares: see :func:`merge_leaf`.
     """
-    specs = each(spec, len(models), "specs")
-    first = specs[0]
-    shared: dict[str, Array] = {}
-    for path in (path for path in first.entries if path in models[0]):
-        stacked = jnp.stack([model[path] for model in models])
-        entries = first.entries[path]
-        own_shares = shares[path]
-        shared[path] = merge_leaf(stacked, entries, first.perms, matrices, own_shares)
-    unmerged: list[dict[str, Array]] = []
-    for k, (own_spec, of_model) in enumerate(zip(specs, heads, strict=True)):
-        mine = {perm: (m[k], u[k]) for perm, (m, u) in matrices.items()}
-        rest = {p: e for p, e in own_spec.entries.items() if p not in trunk}
-        unmerged += [
-            {p: unmerge_leaf(own[p], e, own_spec.perms, mine) for p, e in rest.items()}
-            for own in of_model
-        ]
-    return shared, unmerged
+    own, tied = _numbered(entries, perms, matrices)
+    return _merged(tuple(leaves), own, shares, tied=tied)
+
+
+def unmerged_parameter(
+    leaf: Any,
+    entries: Entries,
+    perms: Mapping[str, Perm],
+    matrices: Matrices,
+    model: int,
+) -> Any:
+    """Unmerges one model's own parameter in a compiled call; see :func:`unmerge_leaf`.
+
+    Args:
+      leaf: the parameter.
+      entries: see :func:`unmerge_leaf`.
+      perms: see :func:`unmerge_leaf`.
+      matrices: M and U of all models.
+      model: the model's number.
+    """
+    own, tied = _numbered(entries, perms, matrices)
+    return _unmerged(leaf, own, model, tied=tied)
+
+
+_Tied: TypeAlias = tuple[Entries, tuple[tuple[str, Perm], ...]]
+
+
+def _numbered(
+    entries: Entries, perms: Mapping[str, Perm], matrices: Matrices
+) -> tuple[Matrices, _Tied]:
+    """Returns the matrices, entries and perms of a parameter with numbers for names."""
+    numbers = {name: str(k) for k, name in enumerate(entry_names(entries))}
+
+    def numbered(perm: Perm) -> Perm:
+        return Perm(perm.size, tuple(numbers[group] for group in perm.groups))
+
+    tied = tuple((k, numbered(perms[p])) for p, k in numbers.items() if p in perms)
+    own = {k: matrices[p] for p, k in numbers.items() if p in matrices}
+    return own, (tuple(rename(entry, numbers) for entry in entries), tied)
+
+
+@jax.jit(static_argnames="tied")
+def _merged(
+    leaves: tuple[Array, ...], matrices: Matrices, shares: Array, *, tied: _Tied
+) -> Array:
+    entries, perms = tied
+    return merge_leaf(jnp.stack(leaves), entries, dict(perms), matrices, shares)
+
+
+@jax.jit(static_argnames="tied")
+def _unmerged(leaf: Any, matrices: Matrices, model: Array, *, tied: _Tied) -> Any:
+    entries, perms = tied
+    own = {perm: (m[model], u[model]) for perm, (m, u) in matrices.items()}
+    return unmerge_leaf(leaf, entries, dict(perms), own)
 
 
 def multiply_axes(

@@ -10,37 +10,10 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from zipjax.merging.matrices import model_matrices
-from zipjax.merging.weights import Matrices
-from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Array
 
 Assigned: TypeAlias = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Matching:
-    """The assignments of all zipped perms, and their matrices M and U."""
-
-    assignments: Assigned
-    matrices: Matrices
-
-    @classmethod
-    def of(
-        cls, assigned: Assigned, spec: PermutationSpec, num_models: int
-    ) -> "Matching":
-        """Makes a matching from assignments."""
-        return cls(assigned, model_matrices(assigned, spec, num_models))
-
-    def updated(
-        self, assigned: Assigned, spec: PermutationSpec, num_models: int
-    ) -> "Matching":
-        """Returns the matching with other assignments of some perms.
-
-        With a perm these must include all perms nested in it.
-        """
-        new = model_matrices(assigned, spec, num_models)
-        return Matching({**self.assignments, **assigned}, {**self.matrices, **new})
+"""How perms are matched: their assignments ``[*groups, N*n]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +56,14 @@ Report: TypeAlias = Callable[[Sweep], None]
 
 
 def coordinate_ascent(
-    start: Matching,
+    start: Assigned,
     roots: Sequence[str],
-    rematch: Callable[[str, Matching], Matching],
-    objective: Callable[[Matching], float],
+    rematch: Callable[[str, Assigned], Assigned],
+    objective: Callable[[Assigned], float],
     schedule: Schedule,
     key: Array,
     report: Report,
-) -> Matching:
+) -> Assigned:
     """Matches perms in turn, each in a new random order, until nothing improves.
 
     Args:
@@ -112,11 +85,11 @@ def coordinate_ascent(
     report(Sweep(0, value, 0))
     for number in range(1, schedule.sweeps + 1):
         before = now
-        for k in jax.random.permutation(jax.random.fold_in(key, number), len(roots)):
+        for k in np.asarray(_order(key, number, len(roots))):
             now = rematch(roots[int(k)], now)
         changed = sum(
-            not np.array_equal(assignment, before.assignments[perm])
-            for perm, assignment in now.assignments.items()
+            not np.array_equal(assignment, before[perm])
+            for perm, assignment in now.items()
         )
         value = objective(now) if changed else value
         report(Sweep(number, value, changed))
@@ -128,23 +101,7 @@ def coordinate_ascent(
     return best
 
 
-def matched_similarity(similarity: np.ndarray, merged: np.ndarray) -> tuple[float, int]:
-    """Sums the similarities of units that were merged with each other.
-
-    Args:
-      similarity: ``[units, units]``.
-      merged: the merged unit that each unit went to, ``[units]``.
-
-    Returns:
-      The sum over all pairs and their number.
-    """
-    order = np.argsort(merged, kind="stable")
-    counts = np.bincount(merged)
-    total, pairs, first = 0.0, 0, 0
-    for count in counts[counts > 0]:
-        block = order[first : first + count]
-        inside = similarity[np.ix_(block, block)]
-        total += (inside.sum() - np.trace(inside)) / 2
-        pairs += count * (count - 1) // 2
-        first += count
-    return float(total), int(pairs)
+@jax.jit(static_argnums=2)
+def _order(key: Array, number: int, count: int) -> Array:
+    """Returns the random order of a sweep."""
+    return jax.random.permutation(jax.random.fold_in(key, number), count)

@@ -118,13 +118,13 @@ def _matched(
     problem = MatchingProblem.of(networks, recipe, moments)
     start = problem.start()
     if not recipe.compares_weights or not networks.perms:
-        return start.assignments
+        return start
     if key is None:
         raise ValueError(
             f"recipe {recipe.name!r} matches perms in a random order: pass a PRNG key, "
             "key=jax.random.key(0)"
         )
-    best = coordinate_ascent(
+    return coordinate_ascent(
         start,
         problem.roots,
         problem.rematch,
@@ -133,4 +133,3 @@ def _matched(
         key,
         report or (lambda sweep: None),
     )
-    return best.assignments

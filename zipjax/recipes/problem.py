@@ -2,31 +2,39 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeAlias, TypeVar, cast
 
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float64
 
 from zipjax.matching.grouped import Nest, match_nest
 from zipjax.merging.matrices import merged_units
 from zipjax.merging.networks import Networks
-from zipjax.recipes.ascent import Assigned, Matching, matched_similarity
+from zipjax.recipes.ascent import Assigned
 from zipjax.recipes.presets import Recipe, average
 from zipjax.similarity.measures import (
-    Similarity,
-    UnitSimilarity,
+    WeightSpace,
     activation_similarity,
-    weight_similarity,
+    matched_similarity,
 )
 from zipjax.similarity.moments import Moments
+from zipjax.similarity.weight_rows import neighbours, weight_rows
 from zipjax.spec.entries import entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import check_any_perms
 from zipjax.trees import check_same_keys, is_weight, running_stats
-from zipjax.types import Array, Leaves
 
 # Perms without activations are matched again after each other at most this often.
 _SWEEPS = 10
+
+# Rows of two similarities that are blended at once, so that they stay in the cache.
+_TILE = 64
+
+_T = TypeVar("_T")
+_Matrices: TypeAlias = Float[np.ndarray, "elements units units"]
+_Parts: TypeAlias = list[tuple[float, _Matrices]]
+"""What a perm's similarity is the sum of: factors and matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,7 @@ class MatchingProblem:
                 )
         return roots
 
-    def start(self) -> Matching:
+    def start(self) -> Assigned:
         """Matches by activations; if these do not count, by position.
 
         Perms without activations are matched by their weights, after the others. So are
@@ -91,36 +99,42 @@ class MatchingProblem:
         for root in self.roots:
             if root not in silent:
                 matched |= self._matched(recipe, root, None)
-        matching = Matching.of(matched, self._spec, len(self.networks))
         for _ in range(_SWEEPS if silent else 0):
-            before = matching
+            before = matched
             for root in silent:
-                matching = self.rematch(root, matching)
-            if _equal(before, matching):
+                matched = self.rematch(root, matched)
+            if _equal(before, matched):
                 break
         for root in self._resized if self.moments is None else []:
-            matching = self.rematch(root, matching)
-        ordered = {perm: matching.assignments[perm] for perm in self.networks.perms}
-        return dataclasses.replace(matching, assignments=ordered)
+            matched = self.rematch(root, matched)
+        return {perm: matched[perm] for perm in self.networks.perms}
 
-    def rematch(self, root: str, matching: Matching) -> Matching:
-        """Matches one perm and those nested in it, given how the others are."""
-        matched = self._matched(self.recipe, root, matching)
-        return matching.updated(matched, self._spec, len(self.networks))
+    def rematch(self, root: str, matched: Assigned) -> Assigned:
+        """Matches one perm and those nested in it, given how the others are.
 
-    def objective(self, matching: Matching) -> float:
+        As long as the perms that share parameters with them stay as they are, so does
+        the match.
+        """
+        perms = self._nested(root)
+        state = self._state({p: self._counted(p, matched) for p in perms}, matched)
+        return matched | self._kept(
+            f"match of {root}",
+            state,
+            lambda: self._matched(self.recipe, root, matched),
+        )
+
+    def objective(self, matched: Assigned) -> float:
         """Returns the mean similarity of matched units (MuDSC, Eq. 4)."""
-        count = len(self.networks)
         total, pairs = 0.0, 0
         for perm in self.networks.perms:
-            similarity = self._similarity(perm, matching, once=True)
-            if similarity is not None:
-                merged = merged_units(matching.assignments, self._spec, perm, count)
-                for element, units in zip(
-                    _elements(similarity), self._by_element(perm, merged), strict=True
-                ):
-                    more, number = matched_similarity(element, units)
-                    total, pairs = total + more, pairs + number
+            own = (perm, *self._spec.perms[perm].groups)
+            state = self._state({perm: self._counted(perm, matched)}, matched, own)
+            more, number = self._kept(
+                f"objective of {perm}",
+                state,
+                functools.partial(self._matched_total, perm, matched),
+            )
+            total, pairs = total + more, pairs + number
         return total / max(pairs, 1)
 
     @property
@@ -128,10 +142,40 @@ class MatchingProblem:
         return self.networks.spec
 
     @functools.cached_property
-    def _activations(self) -> dict[str, UnitSimilarity]:
+    def _latest(self) -> dict[str, tuple[Hashable, object]]:
+        """What was computed last, by name, and what it was computed from."""
+        return {}
+
+    def _kept(self, name: str, state: Hashable, compute: Callable[[], _T]) -> _T:
+        """Returns what was computed last if it was from the same state."""
+        if name not in self._latest or self._latest[name][0] != state:
+            self._latest[name] = state, compute()
+        return cast(_T, self._latest[name][1])
+
+    def _state(
+        self,
+        counted: Mapping[str, tuple[str, ...]],
+        matched: Assigned,
+        others: Iterable[str] = (),
+    ) -> Hashable:
+        """Returns what similarities depend on: parameters, and other perms' matches.
+
+        Args:
+          counted: the parameters that count, by perm.
+          matched: how the perms are matched.
+          others: more perms whose matches count.
+        """
+        perms = set(others).union(
+            *(neighbours(self._spec, perm, own) for perm, own in counted.items())
+        )
+        rows = ((p, matched[p].tobytes()) for p in sorted(perms) if p in matched)
+        return tuple(counted.items()), tuple(rows)
+
+    @functools.cached_property
+    def _activations(self) -> dict[str, _Matrices]:
         moments = self.moments or {}
         return {
-            perm: activation_similarity(moments[perm])
+            perm: _elements(activation_similarity(moments[perm]))
             for perm in self.networks.perms
             if perm in moments and not self._children(perm)
         }
@@ -167,32 +211,51 @@ class MatchingProblem:
         return first.reshape(self._spec.elements(perm) or 1, -1)
 
     @functools.cached_property
-    def _stacked(self) -> dict[str, Array]:
-        """The merged parameters of all models, ``[models, ...]`` by path."""
+    def _weights(self) -> frozenset[str]:
+        """The parameters that are merged and compared."""
         networks, similarity = self.networks, self.recipe.similarity
         chosen = {p for p in networks.trunk if is_weight(networks.leaves[0][p])}
         if similarity and not similarity.statistics:
             chosen -= {path for pair in running_stats(chosen) for path in pair}
-        return {
-            path: jnp.stack([leaves[path] for leaves in self.networks.leaves])
-            for path in chosen
-        }
+        return frozenset(chosen)
 
-    def _touched(self, perm: str, leaves: Leaves) -> bool:
-        return any(path in leaves for path, _, _ in self._spec.members(perm))
+    def _counted(self, perm: str, matched: Assigned) -> tuple[str, ...]:
+        """Returns the parameters by which a perm is compared.
+
+        Weights that touch perms that are yet to be matched count if no others do.
+        """
+        if not self._balance(perm):
+            return ()
+        members = dict.fromkeys(path for path, _, _ in self._spec.members(perm))
+        touched = tuple(path for path in members if path in self._weights)
+        pending = set(self.networks.perms) - {*matched, *self._nested(perm)}
+        settled = tuple(
+            path
+            for path in touched
+            if pending.isdisjoint(entry_names(self._spec.entries[path]))
+        )
+        return settled or touched
+
+    def _balance(self, perm: str) -> float:
+        """Returns the weight of a perm's weight space, once all perms have matches.
+
+        The weights count fully where nothing is known of a perm's activations.
+        """
+        known = perm in self._activations or bool(self._children(perm))
+        silent = self.moments is not None and not known
+        chosen = self.recipe.similarity
+        return 1.0 if silent else 0.0 if chosen is None else chosen.balance
 
     def _children(self, perm: str) -> list[str]:
         groups = (*self._spec.perms[perm].groups, perm)
         perms = self.networks.perms
         return [p for p in perms if self._spec.perms[p].groups == groups]
 
-    def _matched(
-        self, recipe: Recipe, root: str, matching: Matching | None
-    ) -> Assigned:
+    def _matched(self, recipe: Recipe, root: str, matched: Assigned | None) -> Assigned:
         """Matches a perm and those nested in it, in each element of its indices."""
-        found: dict[str, UnitSimilarity | None] = {}
+        found: dict[str, _Parts] = {}
         if recipe.similarity is not None:
-            found = {p: self._similarity(p, matching) for p in self._nested(root)}
+            found = {p: self._parts(p, matched) for p in self._nested(root)}
         results = [
             match_nest(
                 self._nest(recipe, root, found, element),
@@ -210,15 +273,15 @@ class MatchingProblem:
         self,
         recipe: Recipe,
         perm: str,
-        similarities: Mapping[str, UnitSimilarity | None],
+        similarities: Mapping[str, _Parts],
         element: int,
     ) -> Nest:
         """Returns the nest of a perm in one element of its indices."""
-        similarity = similarities.get(perm)
+        parts = similarities.get(perm)
         return Nest(
             perm,
             self._spec.perms[perm].size,
-            None if similarity is None else _elements(similarity)[element],
+            _blend([(factor, x[element]) for factor, x in parts]) if parts else None,
             tuple(
                 self._nest(recipe, child, similarities, element)
                 for child in self._children(perm)
@@ -226,53 +289,68 @@ class MatchingProblem:
             recipe.num_units.get(perm),
         )
 
-    def _similarity(
-        self, perm: str, matching: Matching | None, *, once: bool = False
-    ) -> UnitSimilarity | None:
-        """Blends both spaces; without a matching, activations count alone.
+    def _parts(self, perm: str, matched: Assigned | None) -> _Parts:
+        """Returns both spaces' parts; without a matching, activations count alone."""
+        known, balance = self._activations.get(perm), 0.0
+        parts: _Parts = []
+        if matched is not None and (balance := self._balance(perm)):
+            space = self._weight_space(perm, matched)
+            parts = [] if space is None else [(balance, space.similarity())]
+        return parts if known is None else [(1 - balance, known), *parts]
 
-        The weights count fully where nothing is known of a perm's activations.
-        """
-        chosen = self.recipe.similarity
+    def _matched_total(self, perm: str, matched: Assigned) -> tuple[float, int]:
+        """Returns the sum of matched units' similarities, and their number of pairs."""
+        spec, count = self._spec, len(self.networks)
+        units = self._by_element(perm, merged_units(matched, spec, perm, count))
+        known, balance = self._activations.get(perm), self._balance(perm)
+        space = self._weight_space(perm, matched, once=True) if balance else None
+        if known is None and space is None:
+            return 0.0, 0
+        total = 0.0 if space is None else balance * space.matched(units)
+        if known is not None:
+            total += (1 - balance) * sum(
+                matched_similarity(own, merged)[0]
+                for own, merged in zip(known, units, strict=True)
+            )
+        sizes = np.concatenate([np.bincount(merged) for merged in units])
+        return total, int((sizes * (sizes - 1) // 2).sum())
+
+    def _weight_space(
+        self, perm: str, matched: Assigned, *, once: bool = False
+    ) -> WeightSpace | None:
+        """Returns a perm's weight space, if any parameter counts there."""
+        chosen, paths = self.recipe.similarity, self._counted(perm, matched)
         if chosen is None:
             return None
-        known = self._activations.get(perm)
-        silent = self.moments is not None and not self._children(perm) and known is None
-        balance = 1.0 if silent else chosen.balance if matching else 0.0
-        parts = [] if known is None else [(1 - balance) * known]
-        if matching and balance:
-            weights = self._weights(perm, matching, chosen, once=once)
-            parts += [] if weights is None else [balance * weights]
-        return sum(parts[1:], parts[0]) if parts else None
-
-    def _weights(
-        self, perm: str, matching: Matching, chosen: Similarity, *, once: bool
-    ) -> UnitSimilarity | None:
-        # Weights that touch perms that are yet to be matched count if no others do.
-        pending = set(self.networks.perms) - {*matching.matrices, *self._nested(perm)}
-        settled = {
-            path: leaf
-            for path, leaf in self._stacked.items()
-            if pending.isdisjoint(entry_names(self._spec.entries[path]))
-        }
-        return weight_similarity(
-            settled if self._touched(perm, settled) else self._stacked,
+        rows = weight_rows(
+            [{path: own[path] for path in paths} for own in self.networks.leaves],
             self._spec,
             perm,
-            matching.matrices,
-            metric=chosen.metric,
+            matched,
             swapped=chosen.swapped,
             once=once and chosen.metric == "inner",
         )
+        return WeightSpace.of(rows, chosen.metric) if rows else None
 
 
-def _elements(similarity: UnitSimilarity) -> UnitSimilarity:
+def _elements(similarity: np.ndarray) -> _Matrices:
     """Returns one matrix for every element of the indices, if there are any."""
     return similarity if similarity.ndim == 3 else similarity[None]
 
 
-def _equal(before: Matching, after: Matching) -> bool:
-    pairs = ((before.assignments.get(p), x) for p, x in after.assignments.items())
+def _blend(
+    parts: list[tuple[float, Float[np.ndarray, "units units"]]],
+) -> Float64[np.ndarray, "units units"]:
+    """Returns the sum of similarities by their factors."""
+    blended = np.empty(parts[0][1].shape)
+    for first in range(0, len(blended), _TILE):
+        rows = slice(first, first + _TILE)
+        blended[rows] = sum(factor * x[rows].astype(np.float64) for factor, x in parts)
+    return blended
+
+
+def _equal(before: Assigned, after: Assigned) -> bool:
+    pairs = ((before.get(p), x) for p, x in after.items())
     return all(old is not None and np.array_equal(old, new) for old, new in pairs)
 
 

@@ -142,7 +142,7 @@ def _losses(
     moments: Moments, recipe: Recipe, num_models: int, steps: int, smallest: float
 ) -> dict[int, float]:
     """Returns the loss of a perm at each of its widths."""
-    similarity = activation_similarity(moments)
+    similarity = activation_similarity(moments).astype(np.float64)
     total = len(similarity)
     least = math.ceil(smallest * steps)
     widths = {

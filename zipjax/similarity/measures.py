@@ -7,22 +7,26 @@ blend of MuDSC's Eq. 4.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import sparse
 
-from zipjax.merging.weights import Matrices, multiply_axes
+from zipjax.merging.matrices import Assignments
+from zipjax.similarity.gram import gram
 from zipjax.similarity.moments import Moments
-from zipjax.spec.blocks import array_blocks, group_axes, joined_axes
-from zipjax.spec.entries import Axis, Entries, entry_names, rename
-from zipjax.spec.permutation_spec import Perm, PermutationSpec
+from zipjax.similarity.weight_rows import CHUNK, Rows, weight_rows
+from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Array, Leaves
 
 Metric = Literal["correlation", "cosine", "inner"]
+# Rows that are summed at once: they are transposed, and stay in the cache.
+_TILE = 128
+
 UnitSimilarity = Float[np.ndarray, "*elements units units"]
 
 
@@ -69,24 +73,25 @@ class Similarity:
 
 
 def activation_similarity(moments: Moments) -> UnitSimilarity:
-    """Returns the correlations of the units' activations, in float64 on the host.
+    """Returns the correlations of the units' activations, on the host.
 
     Args:
       moments: the moments of a perm.
 
     Returns:
-      ``[N*n, N*n]``; of a perm nested in indices one such matrix for each element.
+      ``[N*n, N*n]`` in the precision of the moments; of a perm nested in indices one
+      such matrix for each element.
     """
     if np.ndim(moments.m2) == 2:
-        return np.asarray(moments.correlation(), np.float64)
-    return np.asarray(jax.lax.map(Moments.correlation, moments), np.float64)
+        return np.asarray(moments.correlation())
+    return np.asarray(jax.lax.map(Moments.correlation, moments))
 
 
 def weight_similarity(
-    stacked: Leaves,
+    models: Sequence[Leaves],
     spec: PermutationSpec,
     perm: str,
-    matrices: Matrices,
+    assignments: Assignments,
     *,
     metric: Metric = "correlation",
     swapped: bool = True,
@@ -99,162 +104,175 @@ def weight_similarity(
     units of a perm that is nested in this one is compared there.
 
     Args:
-      stacked: the parameters that count, of all models, ``[models, ...]`` by path.
+      models: every model's parameters by path: those that count.
       spec: the permutation spec.
       perm: the perm.
-      matrices: M and U of the merged perms, as they are matched now.
+      assignments: how the perms are matched now, of all that are.
       metric: how weights are compared.
       swapped: see :class:`Similarity`.
       once: divide a parameter among its merged axes, so that it counts once in the sum
         over all perms.
 
     Returns:
-      ``[N*n, N*n]`` in float64 on the host, of the units of all groups of all models;
-      of a perm nested in indices, one such matrix for each of their elements. None if
-      no parameter is compared here.
+      ``[N*n, N*n]`` in float32 or better on the host, of the units of all groups of
+      all models; of a perm nested in indices, one such matrix for each of their
+      elements. None if no parameter is compared here.
     """
-    samples = []
-    for path in dict.fromkeys(path for path, _, _ in spec.members(perm)):
-        if path in stacked:
-            samples += _parameter_samples(
-                stacked[path], spec, path, perm, matrices, swapped, once
-            )
-    if not samples:
+    rows = weight_rows(models, spec, perm, assignments, swapped=swapped, once=once)
+    if not rows:
         return None
-    compared = np.asarray(_compared(samples, metric), np.float64)
+    compared = WeightSpace.of(rows, metric).similarity()
     return compared[0] if spec.elements(perm) is None else compared
 
 
-def _parameter_samples(
-    parameter: Array,
-    spec: PermutationSpec,
-    path: str,
-    perm: str,
-    matrices: Matrices,
-    swapped: bool,
-    once: bool,
-) -> list[Array]:
-    """Returns a parameter's part of it: ``[elements, samples, N*units]`` arrays."""
-    entries = spec.entries[path]
-    # Perms are numbered: parameters with alike entries share a compiled program.
-    numbers = {name: str(k) for k, name in enumerate(entry_names(entries))}
-    perms = tuple(
-        (number, _renamed(spec.perms[name], numbers))
-        for name, number in numbers.items()
-        if name in spec.perms
-    )
-    return _merged_samples(
-        parameter,
-        {numbers[p]: matrices[p] for p in numbers if p in matrices},
-        entries=tuple(rename(entry, numbers) for entry in entries),
-        perms=perms,
-        perm=numbers[perm],
-        swapped=swapped,
-        once=once,
-    )
+@dataclasses.dataclass(frozen=True)
+class WeightSpace:
+    """Units as vectors whose inner products are their similarities.
+
+    Attributes:
+      rows: the units are the columns of these chunks; see :func:`weight_rows`.
+      metric: how units are compared.
+      constant: in every element the units without variance, of which only the means
+        are compared, and their similarities.
+    """
+
+    rows: list[Rows]
+    metric: Metric
+    constant: list[tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(cls, rows: list[Rows], metric: Metric) -> "WeightSpace":
+        """Centres and scales units as the metric asks for.
+
+        Args:
+          rows: at least one chunk, which is changed in place.
+          metric: how units are compared.
+        """
+        if metric == "inner":
+            return cls(rows, metric, [])
+        mean, count = _total(rows), sum(chunk.shape[1] for chunk in rows)
+        mean *= (metric == "correlation") / count
+        for chunk in rows:
+            chunk -= mean[:, None].astype(chunk.dtype)
+        norm = np.sqrt(_total(map(np.square, rows)))
+        # Units that are constant to rounding, as in Moments.deviation.
+        rounding = 4 * np.finfo(rows[0].dtype).eps * np.abs(mean)
+        fixed = norm <= rounding * count**0.5
+        scale = np.where(fixed, 0, 1 / np.where(fixed, 1, norm))
+        for chunk in rows:
+            chunk *= scale[:, None].astype(chunk.dtype)
+        # One row does not show that a unit is constant.
+        alike = metric == "correlation" and count > 1
+        constant = [
+            _equal_means(np.flatnonzero(own), *values)
+            for own, *values in zip(fixed & alike, mean, rounding, strict=True)
+        ]
+        return cls(rows, metric, constant)
+
+    def similarity(self) -> Float[np.ndarray, "elements units units"]:
+        """Returns the similarities of all units."""
+        found = [_product(list(parts)) for parts in zip(*self.rows, strict=True)]
+        for own, (units, equal) in zip(found, self.constant, strict=False):
+            np.clip(own, -1, 1, out=own)
+            if self.metric == "correlation":
+                own[np.ix_(units, units)] = equal
+                np.fill_diagonal(own, 1)
+        return np.stack(found) if len(found) > 1 else found[0][None]
+
+    def matched(self, merged: Int[np.ndarray, "elements units"]) -> float:
+        """Returns the sum of the similarities of units that were merged.
+
+        Unlike all similarities it costs no more than the rows: the sum over the pairs
+        in a merged unit is half of |sum of its vectors|^2 - sum of their |vector|^2.
+
+        Args:
+          merged: the merged unit that each unit went to.
+        """
+        total = sum(
+            _pair_products(samples, own)
+            for chunk in self.rows
+            for samples, own in zip(chunk, merged, strict=True)
+        )
+        for own, (units, equal) in zip(merged, self.constant, strict=False):
+            total += matched_similarity(equal, own[units])[0] if units.size else 0
+        return float(total)
 
 
-@jax.jit(static_argnames=("entries", "perms", "perm", "swapped", "once"))
-def _merged_samples(
-    parameter: Array,
-    matrices: Matrices,
-    *,
-    entries: Entries,
-    perms: tuple[tuple[str, Perm], ...],
-    perm: str,
-    swapped: bool,
-    once: bool,
-) -> list[Array]:
-    """Brings all axes of a parameter but one perm's into the merged space.
-
-    For example, of a Dense kernel ``[models, inputs, units]`` with perms "0" and "1",
-    perm "1" has one block: ``U_0^T W`` of each model, ``[merged inputs, N*units]`` side
-    by side. A parameter that is a concatenation gives one block per part.
+def matched_similarity(
+    similarity: Float[np.ndarray, "units units"], merged: Int[np.ndarray, "units"]
+) -> tuple[float, int]:
+    """Sums the similarities of units that were merged with each other.
 
     Args:
-      parameter: of all models, ``[models, ...]``.
-      matrices: M and U by perm, ``[models, ...]``.
-      entries: the parameter's entries, without the models.
-      perms: ``(name, Perm)`` of every perm among the entries.
-      perm: the perm whose units are represented.
-      swapped: see :class:`Similarity`.
-      once: see :func:`weight_similarity`.
+      similarity: symmetric.
+      merged: the merged unit that each unit went to.
 
     Returns:
-      ``[elements, samples, N*units]``, one for each block that has the perm.
+      The sum over all pairs and their number.
     """
-    by_name = dict(perms)
-    sizes = {name: x.size for name, x in by_name.items()}
-    num_models = parameter.shape[0]
-    # N times M only permutes where a recipe aligns.
-    factors = {p: (num_models * m, u) for p, (m, u) in matrices.items()}
-    if swapped:
-        factors = {p: _transposed(m, u) for p, (m, u) in factors.items()}
-
-    def blocks_of(array: Array, own: Matrices) -> list[Array]:
-        return [
-            _merged_block(block, axes, number, perm, by_name, own, once=once)
-            for block, axes in array_blocks(array, entries, sizes)
-            for number, name in _compared_axes(axes, by_name).items()
-            if name == perm
-        ]
-
-    wide = parameter.astype(jnp.promote_types(parameter.dtype, jnp.float32))
-    found = jax.vmap(blocks_of)(wide, factors)  # [models, elements, samples, units].
-    return [jnp.concatenate(list(block), axis=-1) for block in found]
+    order = np.argsort(merged, kind="stable")
+    places, total, pairs = merged[order], 0.0, 0
+    for gap in range(1, int(np.bincount(merged).max())):
+        first = np.flatnonzero(places[gap:] == places[:-gap])
+        chosen = similarity[order[first], order[first + gap]]
+        total, pairs = total + chosen.sum(dtype=np.float64), pairs + first.size
+    return float(total), pairs
 
 
-def _merged_block(
-    block: Array,
-    axes: Entries,
-    number: int,
-    perm: str,
-    perms: Mapping[str, Perm],
-    own: Matrices,
-    *,
-    once: bool,
-) -> Array:
-    """Returns one axis' ``[elements, samples, units]``, the others merged."""
-    elements, units = group_axes(axes, number, perms[perm].groups)
-    others = [k for k in range(len(axes)) if k not in units]
-    merged = multiply_axes(block, axes, perms, own, numbers=others)
-    samples = joined_axes(
-        merged, (elements, [k for k in others if k not in elements], units)
-    )
-    return samples / len(_compared_axes(axes, perms)) ** 0.5 if once else samples
+def _total(chunks: Iterable[Rows]) -> Float[np.ndarray, "elements units"]:
+    """Returns the sums over all rows, in float64."""
+    return functools.reduce(np.add, (x.sum(1, dtype=np.float64) for x in chunks))
 
 
-def _compared_axes(axes: Entries, perms: Mapping[str, Perm]) -> dict[int, str]:
-    """Returns the axes by whose perms a block is compared: not by their groups."""
-    names = {k: axis.perm for k, axis in enumerate(axes) if isinstance(axis, Axis)}
-    groups = {group for name in names.values() for group in perms[name].groups}
-    return {k: name for k, name in names.items() if name not in groups}
+def _equal_means(
+    units: Int[np.ndarray, "constant"],
+    mean: Float[np.ndarray, "units"],
+    rounding: Float[np.ndarray, "units"],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns units and their correlations: 1 if their means are equal to rounding."""
+    own, spread = mean[units], rounding[units]
+    gap = np.abs(own[:, None] - own)
+    equal = gap <= np.maximum(spread[:, None], spread)
+    return units, equal.astype(np.float32)
 
 
-def _transposed(merge: Array, unmerge: Array) -> tuple[Array, Array]:
-    """Returns the matrices for M on consumed and U on produced axes."""
-    return jnp.swapaxes(unmerge, -1, -2), jnp.swapaxes(merge, -1, -2)
+def _pair_products(
+    samples: Float[np.ndarray, "samples units"], merged: Int[np.ndarray, "units"]
+) -> float:
+    """Returns the sum of the inner products of units that were merged."""
+    units, ones = np.arange(merged.size), np.ones(merged.size, samples.dtype)
+    sums, total = sparse.csr_array((ones, (merged, units))), 0.0
+    for first in range(0, len(samples), _TILE):
+        x = samples[first : first + _TILE].T
+        total += np.square(sums @ x).sum(dtype=np.float64)
+        total -= np.square(x).sum(dtype=np.float64)
+    return total / 2
 
 
-def _renamed(perm: Perm, names: Mapping[str, str]) -> Perm:
-    return Perm(perm.size, tuple(names[group] for group in perm.groups))
+def _product(
+    parts: list[Float[np.ndarray, "_samples units"]],
+) -> Float[np.ndarray, "units units"]:
+    """Returns the sum of x^T x, where it is computed fastest, as a new array."""
+    if jax.default_backend() == "cpu":
+        # BLAS, too, computes every product once, and compiles nothing.
+        total = parts[0].T @ parts[0]
+        for x in parts[1:]:
+            total += x.T @ x
+        return total
+    return device_product(parts)
 
 
-@functools.partial(jax.jit, static_argnames="metric")
-def _compared(parts: list[Array], metric: Metric) -> Array:
-    return jax.vmap(functools.partial(_compared_units, metric=metric))(
-        jnp.concatenate(parts, axis=1)
-    )
+def device_product(
+    parts: list[Float[np.ndarray, "_samples units"]],
+) -> Float[np.ndarray, "units units"]:
+    """Returns the sum of x^T x, computed by JAX in one program for each width."""
+    units = parts[0].shape[-1]
+    total = jnp.zeros((units, units), parts[0].dtype)
+    for x in parts:
+        total = _added(total, np.pad(x, ((0, CHUNK - len(x)), (0, 0))))
+    return np.array(total)
 
 
-def _compared_units(
-    samples: Float[Array, "samples units"], metric: Metric
-) -> Float[Array, "units units"]:
-    if metric == "correlation":
-        return Moments.of(samples).correlation()
-    inner = jnp.matmul(samples.T, samples, precision=jax.lax.Precision.HIGHEST)
-    if metric == "inner":
-        return inner
-    norms = jnp.sqrt(jnp.diag(inner))
-    scale = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-    return jnp.clip(inner * scale[:, None] * scale[None, :], -1, 1)
+@jax.jit(donate_argnums=0)
+def _added(total: Array, rows: Array) -> Array:
+    return total + gram(rows)

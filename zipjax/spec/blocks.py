@@ -8,8 +8,9 @@ changes units (permuting, merging, activations) uses :func:`map_atoms` or
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -26,6 +27,9 @@ from zipjax.spec.entries import (
     select_member,
 )
 from zipjax.types import Array
+
+# On the device or on the host: what is opened stays where it is.
+_A = TypeVar("_A", jax.Array, np.ndarray)
 
 
 def map_atoms(
@@ -64,8 +68,8 @@ def map_atoms(
 
 
 def array_blocks(
-    array: Array, entries: Entries, sizes: Mapping[str, int]
-) -> Iterator[tuple[Array, Entries]]:
+    array: _A, entries: Entries, sizes: Mapping[str, int]
+) -> Iterator[tuple[_A, Entries]]:
     """Yields the blocks of an array, opened into atoms, each with their entries."""
     for number, entry in enumerate(entries):
         if isinstance(entry, Sum):
@@ -138,9 +142,9 @@ def _reduced(
     return jnp.concatenate([wide.mean(3), jnp.sqrt((wide**2).mean(3))], axis=1)
 
 
-def joined_axes(block: Array, axes: Sequence[Sequence[int]]) -> Array:
+def joined_axes(block: _A, axes: Sequence[Sequence[int]]) -> _A:
     """Returns a block with one axis for each of these tuples of its own axes."""
-    moved = jnp.transpose(block, [k for own in axes for k in own])
+    moved = block.transpose([k for own in axes for k in own])
     return moved.reshape([math.prod(block.shape[k] for k in own) for own in axes])
 
 
@@ -180,21 +184,22 @@ def _size(entry: Entry, sizes: Mapping[str, int]) -> int:
 
 
 def _parts(
-    array: Array, number: int, entries: Entries, sizes: Mapping[str, int]
-) -> Iterator[tuple[Entries, Array]]:
+    array: _A, number: int, entries: Entries, sizes: Mapping[str, int]
+) -> Iterator[tuple[Entries, _A]]:
     """Yields ``(entries, block)`` for every part of the sum along axis ``number``."""
     entry = cast(Sum, entries[number])
-    ends = np.cumsum([_size(part, sizes) for part in entry.parts])
-    pieces = jnp.split(array, ends[:-1].tolist(), axis=number)
-    for k, (part, piece) in enumerate(zip(entry.parts, pieces, strict=True)):
+    first = 0
+    for k, part in enumerate(entry.parts):
         inside = [select_member(other, number, k) for other in entries]
         inside[number] = part
-        yield tuple(inside), piece
+        end = first + _size(part, sizes)
+        yield tuple(inside), array[(slice(None),) * number + (slice(first, end),)]
+        first = end
 
 
 def _open_axis(
-    array: Array, number: int, factors: Entries, sizes: Mapping[str, int]
-) -> Array:
+    array: _A, number: int, factors: Entries, sizes: Mapping[str, int]
+) -> _A:
     opened = tuple(_size(factor, sizes) for factor in factors)
     return array.reshape(*array.shape[:number], *opened, *array.shape[number + 1 :])
 
