@@ -34,12 +34,16 @@ def pair(name: str, images: int, batch: int, side: int = 32) -> Pair:
     """Makes a pair.
 
     Args:
-      name: "ResNet-20", "ResNet-20x4", "ResNet-50", "ViT-S" or "ViT-B".
+      name: "two blocks", "ResNet-20", "ResNet-20x4", "ResNet-50", "ViT-S" or "ViT-B".
       images: number of images.
       batch: number of images in a batch.
       side: their height and width.
     """
     networks: dict[str, tuple[Callable[[], Any], Any]] = {
+        "two blocks": (
+            lambda: resnet.ResNet(10, (1, 1), resnet.basic, width=0.25),
+            resnet,
+        ),
         "ResNet-20": (lambda: resnet.ResNet20(outputs=10), resnet),
         "ResNet-20x4": (lambda: resnet.ResNet20(outputs=10, width=4), resnet),
         "ResNet-50": (resnet.resnet50, resnet),

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", required=True)
     parser.add_argument("--images", type=int, default=2000)
     options = parser.parse_args(argv)
-    config = cifar10_resnet20.get_config()
+    config: Any = cifar10_resnet20.get_config()
     config.data_dir, config.checkpoints = options.data_dir, options.checkpoints
     config.calibration_images = options.images
     experiment = Experiment(config, Path("unused"), Console())
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches = list(runner.batches(parents.calibration))
     recipes = {
         "Permute": zipjax.permute(),
-        "ZipIt!": zipjax.zipit(**config.zipit.to_dict()),
+        "ZipIt!": zipjax.zipit(**config.zipit),
     }
 
     def matched(positions: Positions, own: list[Any]) -> dict[str, Any]:

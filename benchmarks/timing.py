@@ -50,9 +50,9 @@ def compilations() -> Iterator[list[float]]:
     """Collects the seconds of everything that XLA compiles meanwhile."""
     seen: list[float] = []
 
-    def listen(name: str, seconds: float, **_: Any) -> None:
-        if name == "/jax/core/compile/backend_compile_duration":
-            seen.append(seconds)
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

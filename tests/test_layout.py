@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
-    {"types", "version", "files", "markdown"},
+    {"types", "version", "files", "hosts", "markdown"},
     {"trees", "batches", "evaluation"},
     {"matching", "spec", "program"},
     {"tracing", "merging"},

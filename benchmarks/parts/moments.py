@@ -18,7 +18,7 @@ def measure(smoke: bool) -> dict[str, Any]:
     ``floor`` is that of the forward passes and the symmetric products of all samples.
     """
     if smoke:
-        chosen = [pair("ResNet-20", 32, 16)]
+        chosen = [pair("two blocks", 32, 16)]
     else:
         chosen = [pair("ResNet-20x4", 512, 256), pair("ViT-S", 32, 8, 224)]
     return {own.name: _ratios(own) for own in chosen}

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -95,10 +97,12 @@ class MatchingProblem:
         """
         silent = [] if self.moments is None else self._silent
         recipe = average() if self.moments is None else self.recipe
+        known = [root for root in self.roots if root not in silent]
         matched: Assigned = {}
-        for root in self.roots:
-            if root not in silent:
-                matched |= self._matched(recipe, root, None)
+        # They do not depend on one another, and numpy and scipy let threads run.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for found in pool.map(lambda x: self._matched(recipe, x, None), known):
+                matched |= found
         for _ in range(_SWEEPS if silent else 0):
             before = matched
             for root in silent:
