@@ -40,16 +40,15 @@ def summed(array: np.ndarray) -> np.ndarray:
     """Returns the sum of an array over all processes, by an all-reduce.
 
     Args:
-      array: of one shape and dtype in all processes. float64 is summed as float32
-        unless JAX's 64-bit mode is on.
+      array: of one shape and dtype in all processes.
     """
     if jax.process_count() == 1:
         return array
     mesh = _one_device_each()
-    own = np.asarray(array)[None]
     split = NamedSharding(mesh, PartitionSpec("hosts"))
-    parts = jax.make_array_from_process_local_data(split, own)
-    return np.asarray(_sum_over_hosts(mesh)(parts).addressable_data(0))
+    with jax.enable_x64(True):  # Or float64 would be summed as float32.
+        parts = jax.make_array_from_process_local_data(split, np.asarray(array)[None])
+        return np.asarray(_sum_over_hosts(mesh)(parts).addressable_data(0))
 
 
 def together(work: Callable[[], T]) -> T:
