@@ -18,6 +18,7 @@ from tests.networks import (
     relative_error,
     variables,
 )
+from tests.test_compilations import compilations
 from zipjax.models import vit
 from zipjax.trees import path_leaves
 
@@ -260,3 +261,60 @@ def test_settings_that_solve_nothing_are_refused(options):
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
     with pytest.raises(ValueError, match=r"ridge = .* finite numbers from 0 on"):
         zipjax.refit(dense_apply, MODELS, merged, BATCHES, **options)
+
+
+def deep(depth):
+    """Dense networks with equal hidden layers, and everything to merge them."""
+    widths = (6, *[8] * depth, 3)
+    models = [dense_params(widths, seed) for seed in (1, 2)]
+    spec = dense_spec(widths)
+    return models, zipjax.merge(models, spec, zipjax.average())
+
+
+def leaves_of(merged):
+    return path_leaves(merged.params())
+
+
+# 2,000 bytes are what two of the six batches take after a layer.
+@pytest.mark.parametrize("limit", [1, 2000, 10**6])
+def test_what_is_computed_again_is_the_same(limit):
+    models, merged = deep(3)
+    batches = [X[k::6] for k in range(6)]
+    kept = zipjax.refit(dense_apply, models, merged, batches, memory_limit=None)
+    again = zipjax.refit(dense_apply, models, merged, batches, memory_limit=limit)
+    for path, leaf in leaves_of(kept).items():
+        np.testing.assert_array_equal(leaves_of(again)[path], leaf, path)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "1 GiB"], ids=str)
+def test_a_limit_is_a_number_of_bytes(limit, untyped):
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    with pytest.raises(ValueError, match=r"memory_limit = .* such as .*2\*\*30"):
+        zipjax.refit(dense_apply, MODELS, merged, BATCHES, memory_limit=limit)
+
+
+def test_several_devices_give_what_one_gives(monkeypatch):
+    net, spec = FlattenNet(), flatten_spec(16)
+    models = [variables(net, (8, 8, 3), seed) for seed in (1, 2)]
+    merged = zipjax.merge(models, spec, zipjax.average())
+    x = images(44, (8, 8, 3))
+    several, one = [], []
+    assert len(jax.local_devices()) > 1
+    for found in (several, one):
+        # With a large ridge, so that rounding is not magnified.
+        refit = zipjax.refit(net.apply, models, merged, [x], ridge=1.0)
+        found += leaves_of(refit).items()
+        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    for (path, a), (_, b) in zip(several, one, strict=True):
+        assert relative_error(a, b) < 1e-5, path
+
+
+def test_equal_layers_share_their_programs():
+    counts = []
+    for depth in (3, 6):
+        models, merged = deep(depth)
+        jax.clear_caches()
+        with compilations() as seen:
+            zipjax.refit(dense_apply, models, merged, BATCHES)
+        counts.append(len(seen))
+    assert counts[0] == counts[1] > 0

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zipjax.calibration import solve
 from zipjax.calibration.passes import Pass, traced_network
 from zipjax.calibration.solve import measure_affine, solve_layer
 from zipjax.calibration.targets import as_target, first_rows
+from zipjax.program.layers import find_layers
+from zipjax.program.program import trace
+from zipjax.program.rows import input_rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(80, 5)).astype(np.float32) + 3
@@ -81,3 +85,26 @@ def test_a_layer_is_solved_through_its_affine_operations(ridge):
     np.testing.assert_array_equal(found[:, 3], NORM["w"][:, 3])
     outputs = np.float64(normalised(current.leaves, X))
     np.testing.assert_allclose(outputs.mean(0)[alive], wanted.mean(0)[alive], atol=1e-3)
+
+
+def convolution(params, x):
+    return jax.lax.conv_general_dilated(
+        x, params["w"], (1, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+# All seven examples at once; three slices of two and the rest; one after the other.
+@pytest.mark.parametrize("examples", [7, 3, 1])
+def test_second_moments_of_slices_are_those_of_the_batch(monkeypatch, examples):
+    x = jnp.asarray(RNG.normal(size=(7, 6, 5, 2)) + 3, jnp.float32)
+    params = {"w": jnp.ones((3, 3, 2, 4))}
+    layer = find_layers(trace(convolution, params, x))["w"]
+    rows = np.float64(input_rows(layer, x))
+    size = 4 * rows.size * examples // len(x)
+    monkeypatch.setattr(solve, "_FEW_BYTES", size)
+    monkeypatch.setattr(solve, "_MOST_BYTES", size)
+    x0, total, second = solve._input_moments(layer, x, rows.shape[0])
+    np.testing.assert_allclose(x0, rows.mean(0), rtol=1e-5)
+    centred = rows - rows.mean(0)
+    np.testing.assert_allclose(total, (rows - x0).sum(0), atol=1e-2)
+    np.testing.assert_allclose(second, centred.T @ centred, rtol=1e-4, atol=1e-3)

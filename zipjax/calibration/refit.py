@@ -9,22 +9,23 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
 
 from zipjax.batches import InputsOf, input_batches
-from zipjax.calibration.passes import Pass, traced_network
+from zipjax.calibration.passes import Budget, Pass, traced_network
 from zipjax.calibration.solve import solve_layer
-from zipjax.calibration.targets import MergedTarget, Target, as_target, first_rows
+from zipjax.calibration.targets import Target, as_target, first_rows, merged_target
 from zipjax.calibration.unit_statistics import stat_shape, unit_entries
 from zipjax.merging.matrices import model_matrices
 from zipjax.merging.merged import Merged, functions_of, known_origin, with_leaves
 from zipjax.merging.networks import Networks
 from zipjax.merging.weights import Matrices, interpolation_shares
 from zipjax.program.layers import Layer
-from zipjax.spec.entries import axes_of
 from zipjax.trees import summary
-from zipjax.types import AnyArray, ApplyFn, PyTree
+from zipjax.types import AnyArray, ApplyFn, Leaves, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def refit(
     ridge: float = 1e-3,
     sweeps: int = 4,
     heads: bool = True,
+    memory_limit: int | None = 1 << 30,
 ) -> Merged:
     """Fits the layers of a merged model again, by least squares.
 
@@ -68,9 +70,12 @@ def refit(
     Where a kernel produces more than units, such as queries, keys and values in heads,
     M h is h merged as the layer's bias would be.
 
-    The batches are read once. The values that are alive between two layers are kept for
-    all batches in the host's memory; JAX's default device holds one batch at a time,
-    and of a convolution's patches only second moments are kept.
+    The batches are read once, into the host's memory. Between two layers, the values
+    that are read later are kept there too, of as many batches as ``memory_limit``
+    allows; the others' are computed again whenever they are read, from the last layer
+    at which they fitted. JAX's local devices share one batch at a time. Of a
+    convolution's patches, made for a few examples at once, only sums remain. Equal
+    layers share compiled programs.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; must be hashable, as
@@ -88,14 +93,19 @@ def refit(
       sweeps: number of passes for the ReLU after a layer; 0 for the plain solution.
       heads: whether layers after a partial zip's cut are refitted too, each to its own
         model.
+      memory_limit: how many bytes the values between layers may take; None for no
+        limit. It does not change the result. The less, the slower: networks whose
+        values do not fit run from their inputs for every layer and sweep.
 
     Returns:
       The merged model with new kernels and biases.
 
     Raises:
       ValueError: if there are no batches, if the models are not those that were merged,
-        or if ridge or sweeps are negative or NaN.
+        if ridge or sweeps are negative or NaN, or if memory_limit is no positive number
+        of bytes.
     """
+    _check_limit(memory_limit)
     if not (0 <= ridge < math.inf and 0 <= sweeps < math.inf):
         raise ValueError(
             f"ridge = {ridge} and sweeps = {sweeps}: pass finite numbers from 0 on, "
@@ -104,37 +114,16 @@ def refit(
     _check_one_function(merged)
     networks = Networks.parents_of(merged, models)
     networks.check_finite()
-    data = list(input_batches(batches, inputs_of))
-    origin = known_origin(merged)
-    matrices = model_matrices(origin.assignments, networks.spec, len(networks))
-    shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
+    data = [jax.device_get(arrays) for arrays in input_batches(batches, inputs_of)]
     solve = functools.partial(solve_layer, ridge=ridge, sweeps=sweeps)
-    parents = [_start(apply_fn, tree, data) for tree in networks.trees]
-
-    done: list[Layer] = []
-    current = _start(*functions_of(apply_fn, merged)[0], data)
-    for name in _common_layers(current, parents[0], merged.trunk):
-        layer = parents[0].layers()[name]
-        target = _merged_target(layer, networks, matrices, shares[layer.kernel])
-        if outputs is not None and current.returns(name):
-            target = as_target(outputs)
-        if target is not None and solve(current, parents, name, target):
-            done.append(layer)
-    left = merged.trunk.keys() & current.left(done)
-    trunk = {path: current.leaves[path] for path in merged.trunk}
+    setting = _Setting(apply_fn, networks, data, memory_limit, solve)
+    trunk, left = _refit_trunk(setting, merged, outputs)
     new = dataclasses.replace(merged, trunk=trunk)
     found = []
     for number, head in enumerate(new.heads if heads else ()):
-        current = _start(*functions_of(apply_fn, new)[number], data)
-        parent = _start(apply_fn, networks.trees[number], data)
-        own = head.keys() - trunk.keys()
-        done = [
-            parent.layers()[name]
-            for name in _common_layers(current, parent, own)
-            if solve(current, [parent], name, as_target(first_rows))
-        ]
-        left |= own.intersection(current.left(done))
-        found.append(current.leaves)
+        leaves, own = _refit_head(setting, new, number, head.keys() - trunk.keys())
+        left |= own
+        found.append(leaves)
     if left:
         _log.warning(
             "refit leaves %s as they are: they are read twice, computed from other "
@@ -144,6 +133,62 @@ def refit(
     return with_leaves(new, found) if found else new
 
 
+class _Setting(NamedTuple):
+    """What the trunk and the heads are refitted with."""
+
+    apply_fn: ApplyFn
+    networks: Networks
+    data: Sequence[tuple[Any, ...]]
+    memory_limit: int | None
+    solve: Callable[[Pass, Sequence[Pass], str, Target], bool]
+
+    def passes(self, functions: Iterable[tuple[ApplyFn, PyTree]]) -> list[Pass]:
+        """Starts passes of functions and their parameters, within the limit."""
+        limit = math.inf if self.memory_limit is None else self.memory_limit
+        budget = Budget(limit)
+        return [
+            Pass(traced_network(call, tree), tree, self.data, budget)
+            for call, tree in functions
+        ]
+
+
+def _refit_trunk(
+    setting: _Setting, merged: Merged, outputs: Target | None
+) -> tuple[dict[str, Any], set[str]]:
+    """Returns the trunk's new leaves, and the paths of the kernels that are left."""
+    networks, origin = setting.networks, known_origin(merged)
+    matrices = model_matrices(origin.assignments, networks.spec, len(networks))
+    shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
+    models = [(setting.apply_fn, tree) for tree in networks.trees]
+    first = functions_of(setting.apply_fn, merged)[0]
+    current, *parents = setting.passes([first, *models])
+    done: list[Layer] = []
+    for name in _common_layers(current, parents[0], merged.trunk):
+        layer = parents[0].layers()[name]
+        target = _merged_target(layer, networks, matrices, shares[layer.kernel])
+        if outputs is not None and current.returns(name):
+            target = as_target(outputs)
+        if target is not None and setting.solve(current, parents, name, target):
+            done.append(layer)
+    left = merged.trunk.keys() & current.left(done)
+    return {path: current.leaves[path] for path in merged.trunk}, left
+
+
+def _refit_head(
+    setting: _Setting, merged: Merged, number: int, paths: Collection[str]
+) -> tuple[Leaves, set[str]]:
+    """Returns a head's new leaves, and those of its paths whose kernels are left."""
+    head = functions_of(setting.apply_fn, merged)[number]
+    model = setting.apply_fn, setting.networks.trees[number]
+    current, parent = setting.passes([head, model])
+    done = [
+        parent.layers()[name]
+        for name in _common_layers(current, parent, paths)
+        if setting.solve(current, [parent], name, as_target(first_rows))
+    ]
+    return current.leaves, set(paths).intersection(current.left(done))
+
+
 def _common_layers(current: Pass, parent: Pass, paths: Collection[str]) -> list[str]:
     """Returns the names of both networks' layers whose kernels are among these."""
     both = current.layers().keys() & parent.layers().keys()
@@ -151,8 +196,13 @@ def _common_layers(current: Pass, parent: Pass, paths: Collection[str]) -> list[
     return [x.name for x in layers if x.kernel in paths and x.name in both]
 
 
-def _start(apply_fn: ApplyFn, tree: PyTree, data: Sequence[tuple[Any, ...]]) -> Pass:
-    return Pass(traced_network(apply_fn, tree), tree, data)
+def _check_limit(limit: Any) -> None:
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if limit is not None and not (whole and limit > 0):
+        raise ValueError(
+            f"memory_limit = {limit!r} is no positive whole number of bytes: pass one, "
+            "such as memory_limit=2**30 for 1 GiB, or None for no limit"
+        )
 
 
 def _check_one_function(merged: Merged) -> None:
@@ -167,11 +217,7 @@ def _merged_target(
     layer: Layer, networks: Networks, matrices: Matrices, shares: AnyArray
 ) -> Target | None:
     """Returns the target of a zipped layer; None if its units are not its own."""
-    spec = networks.spec
-    if (entries := unit_entries(layer, spec)) is None:
+    if (entries := unit_entries(layer, networks.spec)) is None:
         return None
-    names = {axis.perm for entry in entries for axis in axes_of(entry)}
-    names |= {group for name in names for group in spec.perms[name].groups}
-    perms = tuple((p, perm) for p, perm in spec.perms.items() if p in names)
-    own = {perm: matrices[perm] for perm in matrices if perm in names}
-    return MergedTarget(own, shares, entries, perms, tuple(stat_shape(layer)))
+    shape = tuple(stat_shape(layer))
+    return merged_target(matrices, shares, entries, networks.spec.perms, shape)

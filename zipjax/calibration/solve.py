@@ -2,59 +2,43 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import blas, cho_factor, cho_solve
 
+from zipjax.batches import spread
 from zipjax.calibration.passes import Pass
 from zipjax.calibration.targets import Target
+from zipjax.calibration.unit_statistics import num_samples
+from zipjax.program.canonical import Keyed, keyed_layer
 from zipjax.program.layers import Layer
 from zipjax.program.rows import (
+    example_axis,
+    input_mean,
     input_rows,
     kernel_matrix,
     matrix_kernel,
     multiply,
     output_rows,
 )
-from zipjax.types import Array
+from zipjax.similarity.gram import gram
+from zipjax.types import Array, Leaves
 
 Matrix = Float[np.ndarray, "inputs units"]
 Vector = Float[np.ndarray, "units"]
+Inputs = Float[np.ndarray, "inputs"]
+Second = Float[np.ndarray, "inputs inputs"]
+Count = Float[np.ndarray, ""]
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """The inputs and targets of a layer, of one batch.
-
-    Attributes:
-      inputs: the values that the kernel multiplies.
-      targets: the values that the layer should return, ``[samples, units]``.
-      rest: the values that are added after the layer, ``[samples, units]``, or None.
-      layer: the layer, as this batch sees it.
-    """
-
-    inputs: Any
-    targets: Any
-    rest: Any
-    layer: Layer = dataclasses.field(metadata={"static": True})
-
-    def rows(self) -> Float[Array, "samples inputs"]:
-        return input_rows(self.layer, _wide(jnp.asarray(self.inputs)))
-
-    def product(self, kernel: Array) -> Float[Array, "samples units"]:
-        y = multiply(self.layer, _wide(jnp.asarray(self.inputs)), kernel)
-        return output_rows(self.layer, y)
-
-    def times(self, targets: Float[Array, "samples units"]) -> Array:
-        """Returns the sum of inputs times targets, as a kernel."""
-        like = jax.ShapeDtypeStruct(self.layer.shape, targets.dtype)
-        return jax.linear_transpose(self.product, like)(targets)[0]
+# A convolution's input rows, made for some examples at once, take no more bytes than
+# this; and fewer if they are small, because what is still in the cache is read faster.
+_MOST_BYTES, _FEW_BYTES = 1 << 26, 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,40 +53,38 @@ class Affine:
     step: Vector | None
 
 
+class _Solution(NamedTuple):
+    """A layer's solution: rows @ weights + bias has the mean ``point``."""
+
+    weights: Matrix
+    bias: Vector
+    point: Vector
+
+
 @dataclasses.dataclass(frozen=True)
 class _Equations:
-    """Normal equations: centred moments of the inputs x and the targets y.
-
-    Without a bias nothing is centred: ``mean`` is 0 and ``target`` the fixed offset.
+    """Normal equations of the inputs x, for any targets y.
 
     Attributes:
-      count: number of samples n.
-      mean: the mean of x.
-      gram: sum of (x - mean)(x - mean)^T.
-      target: the mean of y.
-      cross: sum of (x - mean)(y - point)^T, for any constant point.
+      count: number of samples.
+      total: the sum of x.
+      mean: the mean of x; 0 without a bias, where the fit goes through the offset.
+      factor: the Cholesky factor of the ridged sum of (x - mean)(x - mean)^T.
+      pull: the ridge times the merged kernel.
     """
 
-    count: float
-    mean: Float[np.ndarray, "inputs"]
-    gram: Float[np.ndarray, "inputs inputs"]
-    target: Vector
-    cross: Matrix
+    count: Count
+    total: Inputs
+    mean: Inputs
+    factor: Any
+    pull: Matrix
 
-    def with_targets(
-        self, layer: Layer, point: Vector, total: Vector, products: Any
-    ) -> "_Equations":
-        """Returns the equations for other targets.
-
-        Args:
-          layer: the layer.
-          point: a constant that is subtracted from the targets.
-          total: sum of the targets less the point.
-          products: sum of inputs times the targets less the point, as a kernel.
-        """
-        cross = kernel_matrix(layer, products) - np.outer(self.mean, total)
-        target = point + total / self.count
-        return dataclasses.replace(self, target=target, cross=cross)
+    def solution(self, affine: Affine, y: Vector, xy: Matrix) -> _Solution:
+        """Returns the solution for targets with these sums of y and x y^T."""
+        point = affine.offset if affine.step is None else y / self.count
+        cross = xy - np.outer(self.total, point) + self.pull
+        weights = cho_solve(self.factor, cross)
+        return _Solution(weights, point - self.mean @ weights, point)
 
 
 def solve_layer(
@@ -120,7 +102,7 @@ def solve_layer(
 
     Args:
       merged: the merged network; it is run up to the layer.
-      models: the models whose values make the target; they are run up to it, too.
+      models: the models whose values make the target; they are run through it.
       name: the layer's name.
       target: maps the models' rows to the layer's target; a pytree.
       ridge: see :func:`zipjax.refit`.
@@ -130,51 +112,29 @@ def solve_layer(
       Whether they were replaced.
     """
     layer = merged.layers()[name]
-    for network in (merged, *models):
-        network.advance(name)
     affine = measure_affine(merged, layer)
     if affine is None:
         return False
-    batches = [_read(merged, models, name, target, k) for k in range(len(merged))]
+    merged.advance(name)
+    for model in models:
+        model.advance(name, after=True)
+    read = functools.partial(_read, merged, models, name)
+    count, x, xx, y, xy = _total(_first_sums(target, *own) for own in read())
     before = kernel_matrix(layer, layer.own_kernel(merged.leaves)) * affine.slope
-    equations = _equations(batches, affine)
-    factor = _factor(equations, ridge)
-    weights, bias = _solution(equations, factor, before, affine)
+    equations = _equations(count, x, xx, before, affine, ridge)
+    solution = equations.solution(affine, y, xy)
     for _ in range(sweeps if layer.relu else 0):
-        opened = _open_targets(batches, equations, weights, bias, affine)
-        weights, bias = _solution(opened, factor, before, affine)
-    _write(merged, layer, affine, weights, bias)
+        y, xy = _open_sums(target, read(), layer, solution)
+        y, xy = y + count * solution.point, xy + np.outer(x, solution.point)
+        solution = equations.solution(affine, y, xy)
+    merged.leaves = _written(merged.leaves, layer, affine, solution)
     return True
-
-
-def _read(
-    merged: Pass, models: Sequence[Pass], name: str, target: Target, batch: int
-) -> _Batch:
-    """Reads the inputs and targets of a layer, of one batch, to the host."""
-    layer = merged.layers(batch)[name]
-    wanted = [layer.inputs] + ([] if layer.rest is None else [layer.rest])
-    x, *added = merged.read(batch, tuple(wanted))
-    totals = [m.read(batch, (m.layers(batch)[name].total,))[0] for m in models]
-    targets, rest = jax.device_get(_targets(layer, target, totals, *added))
-    return _Batch(jax.device_get(x), targets, rest, layer)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _targets(
-    layer: Layer, target: Target, totals: list[Array], rest: Array | None = None
-) -> tuple[Array, Array | None]:
-    """Returns a batch's targets, and the values that are added after the layer."""
-    wanted = target([_wide(output_rows(layer, value)) for value in totals])
-    if rest is None:
-        return wanted, None
-    added = _wide(output_rows(layer, rest))
-    return wanted - added, added
 
 
 def measure_affine(merged: Pass, layer: Layer) -> Affine | None:
     """Measures the operations after a layer; None if they differ between samples."""
-    zero = _by_unit(layer, merged.value_after(layer, 0.0, merged.leaves))
-    one = _by_unit(layer, merged.value_after(layer, 1.0, merged.leaves))
+    zero = _by_unit(merged, layer, 0.0, merged.leaves)
+    one = _by_unit(merged, layer, 1.0, merged.leaves)
     if zero is None or one is None:
         return None
     # A unit without slope is dead with any kernel: it keeps its own.
@@ -184,137 +144,225 @@ def measure_affine(merged: Pass, layer: Layer) -> Affine | None:
         return Affine(slope, zero, None)
     kernel, bias = layer.own_kernel(merged.leaves), layer.own_bias(merged.leaves)
     shifted = layer.replaced(merged.leaves, kernel, bias + 1)
-    moved = _by_unit(layer, merged.value_after(layer, 0.0, shifted))
+    moved = _by_unit(merged, layer, 0.0, shifted)
     return None if moved is None else Affine(slope, zero, moved - zero)
 
 
-def _by_unit(layer: Layer, value: Array) -> Vector | None:
-    rows = output_rows(layer, np.asarray(value, np.float64))
-    return rows[0] if (rows == rows[:1]).all() else None
+def _by_unit(merged: Pass, layer: Layer, fill: float, leaves: Leaves) -> Vector | None:
+    value, alike = merged.probe(layer, fill, leaves)
+    return np.asarray(value, np.float64) if alike else None
 
 
-def _equations(batches: Sequence[_Batch], affine: Affine) -> _Equations:
-    """Sums the moments of all batches into normal equations.
+def _total(parts: Iterable[Sequence[Any]]) -> list[Any]:
+    """Returns sums over the batches, in float64.
 
-    A batch is summed in float32 about constants close to the means, x0 of the inputs
-    and y0 of the targets, so that no precision is lost; the sums over batches are
-    taken on the host, in float64, and moved to the means there.
+    Nothing else in a refit is summed over batches: sums over hosts belong here.
     """
-    layer = batches[0].layer
-    x0, y0 = _first_means(batches[0])
-    y0 = y0 if affine.step is not None else affine.offset
-    shifts = x0, y0.astype(x0.dtype)
-    x_total, xx_total, y_total, xy_total = _total(
-        _shifted_moments(batch, *shifts) for batch in batches
+    stream = iter(parts)
+    totals = [np.require(x, np.float64, "W") for x in next(stream)]
+    for part in stream:
+        for number, x in enumerate(part):
+            totals[number] += x
+    return totals
+
+
+class _Values(NamedTuple):
+    """A batch's values that decide a layer.
+
+    Attributes:
+      inputs: what the kernel multiplies.
+      rest: what is added after the layer, if anything is.
+      totals: the models' values after the layer.
+    """
+
+    inputs: Any
+    rest: list[Any]
+    totals: list[Any]
+
+
+def _read(
+    merged: Pass, models: Sequence[Pass], name: str
+) -> Iterator[tuple[Layer, _Values]]:
+    """Yields every batch's values, and the layer as that batch sees it."""
+    for number in range(len(merged)):
+        layer = merged.layers(number)[name]
+        added = () if layer.rest is None else (layer.rest,)
+        x, *rest = merged.read(number, (layer.inputs, *added))
+        wanted = [model.layers(number)[name].total for model in models]
+        totals = [
+            model.read(number, (value,))[0]
+            for model, value in zip(models, wanted, strict=True)
+        ]
+        own = _Values(x, rest, totals)
+        yield layer, jax.tree_util.tree_map(spread, own)
+
+
+def _first_sums(target: Target, layer: Layer, own: _Values) -> Sequence[Any]:
+    """Returns a batch's number of samples and sums of x, x x^T, y and x y^T.
+
+    They are computed about the batch's means, so that no precision is lost in float32.
+    In float64 products of means do no harm: sums about zero can be added without
+    agreeing on constants.
+    """
+    found = jax.device_get(_moments(keyed_layer(layer), target, own, None))
+    x0, y0, x, xx, y, xy = (np.array(part, np.float64, order="C") for part in found)
+    count = num_samples(layer, own.totals[0].shape)
+    x_total = x + count * x0
+    xx = _add_outer(_add_outer(xx, x0, x_total), x, x0)
+    xy = kernel_matrix(layer, xy) + np.outer(x_total, y0)
+    return float(count), x_total, xx, y + count * y0, xy
+
+
+def _open_sums(
+    target: Target,
+    batches: Iterable[tuple[Layer, _Values]],
+    layer: Layer,
+    solution: _Solution,
+) -> tuple[Vector, Matrix]:
+    """Returns the sums of y and x y^T for the targets that a ReLU leaves open.
+
+    Both are about the solution's point.
+    """
+    like = jax.ShapeDtypeStruct(layer.shape, np.float32)
+    kernel = matrix_kernel(layer, solution.weights, like)
+    start = kernel, np.float32(solution.bias), np.float32(solution.point)
+    y, xy = _total(
+        jax.device_get(_moments(keyed_layer(own), target, values, start))
+        for own, values in batches
     )
-    count = float(sum(len(batch.targets) for batch in batches))
-    mean = x0 + x_total / count
-    gram = xx_total - np.outer(x_total, x_total) / count
-    if affine.step is None:
-        # Without a bias the fit goes through the offset: moments about 0.
-        gram = gram + count * np.outer(mean, mean)
-        mean = np.zeros_like(mean)
-    empty = np.zeros((mean.size, y0.size))
-    inputs = _Equations(count, mean, gram, y0.astype(np.float64), empty)
-    return inputs.with_targets(layer, y0, y_total, xy_total)
+    return y, kernel_matrix(layer, xy)
 
 
-def _first_means(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the means of a batch's inputs ``[inputs]`` and targets ``[units]``."""
-    kernel, targets = jax.device_get(_means(batch))
-    inputs = kernel_matrix(batch.layer, kernel)[:, 0]  # Its columns are equal.
-    return inputs.astype(kernel.dtype), targets
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(
+    keyed: Keyed[Layer],
+    target: Target,
+    own: _Values,
+    start: tuple[Array, Array, Array] | None,
+) -> tuple[Array, ...]:
+    """Returns a batch's moments about constants close to the means of x and y.
 
+    Args:
+      keyed: the layer.
+      target: maps the models' rows to the layer's target.
+      own: the batch's values.
+      start: the kernel, the offset and the mean so far. With it, the targets are those
+        that a ReLU leaves open.
 
-def _total(parts: Iterable[tuple[Array, ...]]) -> list[Any]:
-    """Returns sums over the batches, taken on the host, in float64."""
-    total: list[Any] = []
-    for part in parts:
-        wide = [np.asarray(x, np.float64) for x in part]
-        total = [a + b for a, b in zip(total, wide, strict=True)] if total else wide
-    return total
-
-
-@jax.jit
-def _means(batch: _Batch) -> tuple[Array, Array]:
-    """Returns means of the inputs, as a kernel of equal columns, and of the targets."""
-    ones = jnp.ones_like(batch.targets) / len(batch.targets)
-    return batch.times(ones), batch.targets.mean(0)
-
-
-@jax.jit
-def _shifted_moments(batch: _Batch, x0: Array, y0: Array) -> tuple[Array, ...]:
-    """Returns the sums of x, x x^T, y and x y^T about two constants.
-
-    The last one has the shape of the kernel, and x in it is not shifted.
+    Returns:
+      Without a start the constants x0 and y0, and the sums of x - x0, its product with
+      itself, y - y0, and x (y - y0)^T as a kernel; else only the last two.
     """
-    x, y = batch.rows() - x0, batch.targets - y0
-    gram = jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
-    return x.sum(0), gram, y.sum(0), batch.times(y)
+    layer, x = keyed.value, _wide(jnp.asarray(own.inputs))
+    wanted = target([_wide(output_rows(layer, y)) for y in own.totals])
+    rest = sum(_wide(output_rows(layer, y)) for y in own.rest)
+
+    def product(kernel: Array) -> Array:
+        return output_rows(layer, multiply(layer, x, kernel))
+
+    def target_moments(y: Array) -> tuple[Array, Array]:
+        like = jax.ShapeDtypeStruct(layer.shape, y.dtype)
+        return y.sum(0), jax.linear_transpose(product, like)(y)[0]
+
+    if start is None:
+        y0 = (wanted - rest).mean(0)
+        x0, *moments = _input_moments(layer, x, len(wanted))
+        return x0, y0, *moments, *target_moments(wanted - rest - y0)
+    kernel, offset, y0 = start
+    # Where a target is not positive, any value that is not will do.
+    value = product(kernel) + offset + rest
+    opened = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0))
+    return target_moments(opened - rest - y0)
 
 
-def _open_targets(
-    batches: Sequence[_Batch],
-    equations: _Equations,
-    weights: Matrix,
-    bias: Vector,
-    affine: Affine,
+def _input_moments(layer: Layer, x: Array, samples: int) -> tuple[Array, ...]:
+    """Returns x0 and the sums of x - x0 and (x - x0)(x - x0)^T over a batch's rows.
+
+    A convolution's rows are made for a slice of the examples at a time.
+    """
+    x0, axis = input_mean(layer, x), example_axis(layer)
+
+    def moments(x: Array) -> tuple[Array, ...]:
+        rows = input_rows(layer, x) - x0
+        return rows.sum(0), gram(rows)
+
+    if axis is None:
+        return x0, *moments(x)
+    # As many rows as inputs, so that adding a slice's second moments takes little time.
+    most = min(max(4 * len(x0) ** 2, _FEW_BYTES), _MOST_BYTES)
+    slices = min(x.shape[axis], math.ceil(4 * samples * len(x0) / most))
+    return x0, *_sum_slices(moments, x, axis, slices)
+
+
+def _sum_slices(
+    function: Callable[[Array], tuple[Array, ...]], x: Array, axis: int, slices: int
+) -> tuple[Array, ...]:
+    """Sums a function over slices of an array along an axis.
+
+    A slice takes every so manieth element, so that an array that is shared among
+    devices along this axis stays where it is.
+    """
+    x = jnp.moveaxis(x, axis, 0)
+    whole = len(x) - len(x) % slices
+    parts = jnp.moveaxis(x[:whole].reshape(-1, slices, *x.shape[1:]), 1, 0)
+
+    def own(part: Array) -> tuple[Array, ...]:
+        return function(jnp.moveaxis(part, 0, axis))
+
+    def step(total: Any, part: Array) -> tuple[Any, None]:
+        return tuple(map(jnp.add, total, own(part))), None
+
+    zeros = (jnp.zeros(y.shape, y.dtype) for y in jax.eval_shape(own, parts[0]))
+    total, _ = jax.lax.scan(step, tuple(zeros), parts)
+    return total if whole == len(x) else step(total, x[whole:])[0]
+
+
+def _add_outer(matrix: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Adds an outer product to a matrix, in place: there may be no room for two."""
+    return blas.dger(1.0, b, a, a=matrix.T, overwrite_a=True).T  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _equations(
+    count: Count, x: Inputs, xx: Second, before: Matrix, affine: Affine, ridge: float
 ) -> _Equations:
-    """Returns the equations for the targets that a ReLU leaves open."""
-    layer = batches[0].layer
-    point = equations.target if affine.step is not None else affine.offset
-    like = jax.ShapeDtypeStruct(layer.shape, jnp.float32)
-    arrays = matrix_kernel(layer, weights, like), np.float32(bias), np.float32(point)
-    sums = _total(_open(batch, *arrays) for batch in batches)
-    return equations.with_targets(layer, point, *sums)
+    """Returns the normal equations; the inputs' second moments are overwritten.
 
-
-@jax.jit
-def _open(
-    batch: _Batch, kernel: Array, bias: Array, point: Array
-) -> tuple[Array, Array]:
-    """Sums open targets: where one is not positive, any value that is not will do."""
-    rest = 0 if batch.rest is None else batch.rest
-    value, wanted = batch.product(kernel) + bias + rest, batch.targets + rest
-    opened = jnp.where(wanted > 0, wanted, jnp.minimum(value, 0)) - rest - point
-    return opened.sum(0), batch.times(opened)
-
-
-def _factor(equations: _Equations, ridge: float) -> tuple[Any, float]:
-    """Returns the ridged second moment's Cholesky factor, and the ridge's weight."""
-    size = len(equations.gram)
+    Args:
+      count: the number of samples.
+      x: the sum of x.
+      xx: the sum of x x^T.
+      before: the merged kernel, times the slope.
+      affine: the operations after the layer.
+      ridge: see :func:`zipjax.refit`.
+    """
+    mean = np.zeros_like(x)
+    if affine.step is not None:
+        mean = x / count
+        xx = _add_outer(xx, -x, mean)
     # Constant inputs alone leave nothing to solve for: any weight then keeps W*.
-    weight = ridge * np.trace(equations.gram) / size or 1.0
-    return cho_factor(equations.gram + weight * np.eye(size)), weight
+    weight = ridge * np.trace(xx) / len(xx) or 1.0
+    xx[np.diag_indices_from(xx)] += weight
+    return _Equations(
+        count, x, mean, cho_factor(xx.T, overwrite_a=True), weight * before
+    )
 
 
-def _solution(
-    equations: _Equations, factor: tuple[Any, float], before: Matrix, affine: Affine
-) -> tuple[Matrix, Vector]:
-    cholesky, weight = factor
-    weights = cho_solve(cholesky, equations.cross + weight * before)
-    if affine.step is None:
-        return weights, affine.offset
-    return weights, equations.target - equations.mean @ weights
-
-
-def _write(
-    merged: Pass, layer: Layer, affine: Affine, weights: Matrix, bias: Vector
-) -> None:
-    """Writes the solution into the kernel and the bias; dead units keep theirs."""
+def _written(
+    leaves: Leaves, layer: Layer, affine: Affine, solution: _Solution
+) -> dict[str, Any]:
+    """Returns parameters with the solution in them; dead units keep their own."""
     alive = affine.slope != 0
-    old = layer.own_kernel(merged.leaves)
+    old = layer.own_kernel(leaves)
     slope = np.where(alive, affine.slope, 1.0)
-    kernel = np.where(alive, weights / slope, kernel_matrix(layer, old))
+    kernel = np.where(alive, solution.weights / slope, kernel_matrix(layer, old))
     shifted = None
     if layer.bias is not None and affine.step is not None:
         moves = alive & (affine.step != 0)
-        delta = (bias - affine.offset) / np.where(moves, affine.step, 1.0)
-        start = layer.own_bias(merged.leaves)
+        delta = (solution.bias - affine.offset) / np.where(moves, affine.step, 1.0)
+        start = layer.own_bias(leaves)
         change = np.where(moves, delta, 0.0).reshape(start.shape)
         shifted = np.asarray(start, np.float64) + change
-    new = matrix_kernel(layer, kernel, old)
-    merged.leaves = layer.replaced(merged.leaves, new, shifted)
+    return layer.replaced(leaves, matrix_kernel(layer, kernel, old), shifted)
 
 
 def _wide(x: Array) -> Array:

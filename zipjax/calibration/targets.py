@@ -6,7 +6,7 @@ the rest is static, so that targets of equal shapes share a compiled program.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from zipjax.evaluation import LOGIT_SCALE, unit_rows
 from zipjax.merging.weights import Matrices, merge_leaf
-from zipjax.spec.entries import Entries
+from zipjax.spec.entries import Entries, entry_names, rename
 from zipjax.spec.permutation_spec import Perm
 from zipjax.types import AnyArray, Array
 
@@ -136,6 +136,37 @@ def _check_tasks(tasks: Sequence[Sequence[int]], count: int) -> None:
             f"outside of 0..{count - 1} and classes {twice} twice: give every task "
             "some classes of its own, numbered by the rows of class_embeddings"
         )
+
+
+def merged_target(
+    matrices: Matrices,
+    shares: Any,
+    entries: Entries,
+    perms: Mapping[str, Perm],
+    shape: tuple[int, ...],
+) -> MergedTarget:
+    """Returns the target of a zipped layer, with perms numbered as they come.
+
+    So layers that are alike have equal static data.
+
+    Args:
+      matrices: M and U by perm; may have those of other layers.
+      shares: see :class:`MergedTarget`.
+      entries: see :class:`MergedTarget`.
+      perms: the spec's perms.
+      shape: see :class:`MergedTarget`.
+    """
+    own = entry_names(entries)
+    groups = [group for name in own if name in perms for group in perms[name].groups]
+    numbers = {name: str(k) for k, name in enumerate(dict.fromkeys([*own, *groups]))}
+    numbered = tuple(
+        (number, Perm(perms[name].size, tuple(numbers[x] for x in perms[name].groups)))
+        for name, number in numbers.items()
+        if name in perms
+    )
+    merged = {numbers[name]: matrices[name] for name in numbers if name in matrices}
+    renamed = tuple(rename(entry, numbers) for entry in entries)
+    return MergedTarget(merged, shares, renamed, numbered, shape)
 
 
 def as_target(function: Target) -> Target:

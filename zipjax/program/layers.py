@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from zipjax.program.dependence import multiplied_parameters
+from zipjax.program.dependence import data_values, multiplied_parameters
 from zipjax.program.parameter_views import (
     ParameterView,
     Part,
@@ -78,12 +78,12 @@ class Layer:
         return self.kernel + "".join(f"[{position}]" for _, position in self.part)
 
     def own_kernel(self, leaves: Leaves) -> AnyArray:
-        """Returns the kernel, or the part of it that the layer reads."""
-        return selected_part(leaves[self.kernel], self.part)
+        """Returns the kernel, or the part of it that the layer reads, on the host."""
+        return selected_part(np.asarray(leaves[self.kernel]), self.part)
 
     def own_bias(self, leaves: Leaves) -> AnyArray:
-        """Returns the bias; there must be one."""
-        return selected_part(leaves[self.bias or ""], self.bias_part)
+        """Returns the bias, on the host; there must be one."""
+        return selected_part(np.asarray(leaves[self.bias or ""]), self.bias_part)
 
     def replaced(
         self, leaves: Leaves, kernel: AnyArray, bias: AnyArray | None
@@ -301,22 +301,46 @@ class _Finder:
         return len(constants) == 1 and not np.any(constants[0])
 
 
-def live_values(program: Program, number: int) -> tuple[ValueId, ...]:
-    """Returns the values that are known before an equation and read there or later.
+def places(program: Program, layers: Iterable[Layer]) -> list[tuple[ValueId, ...]]:
+    """Returns what must be known to go on from each of a program's places.
 
-    Values that do not depend on the program's inputs are left out: they can be computed
-    from the parameters.
+    These are its start and, for each layer, the places before its product and after its
+    ``total``, in order. What is read at a place or later has to be known there; values
+    that do not depend on the program's inputs are left out: they can be computed from
+    the parameters.
 
     Args:
       program: the traced function.
-      number: the equation's position.
+      layers: its layers, in program order.
     """
-    known = set(program.inputs)
-    for eqn in program.equations[:number]:
-        if known.intersection(values_of(eqn.operands)):
+    producers = {
+        result: number
+        for number, eqn in enumerate(program.equations)
+        for result in eqn.results
+    }
+    data, done = data_values(program), set[int]()
+    found = [program.inputs]
+    for layer in layers:
+        done.update(range(layer.number))
+        found.append(_live_values(program, data, done))
+        stack = [layer.total]
+        while stack:
+            number = producers.get(stack.pop())
+            if number is not None and number not in done:
+                done.add(number)
+                stack.extend(values_of(program.equations[number].operands))
+        found.append(_live_values(program, data, done))
+    return found
+
+
+def _live_values(
+    program: Program, data: set[ValueId], done: set[int]
+) -> tuple[ValueId, ...]:
+    """Returns the values that are known once equations are done, and read later."""
+    known, later = set(program.inputs), set(values_of(program.outputs))
+    for number, eqn in enumerate(program.equations):
+        if number in done:
             known.update(eqn.results)
-    later = itertools.chain.from_iterable(
-        values_of(eqn.operands) for eqn in program.equations[number:]
-    )
-    wanted = known.intersection([*later, *values_of(program.outputs)])
-    return tuple(sorted(wanted))
+        else:
+            later.update(values_of(eqn.operands))
+    return tuple(sorted(known & later & data))

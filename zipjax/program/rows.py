@@ -23,6 +23,25 @@ def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
     return moved.reshape(-1, columns)
 
 
+def input_mean(layer: Layer, x: Array) -> Float[Array, "inputs"]:
+    """Returns the mean of a layer's input rows, without making them all."""
+    axis = example_axis(layer)
+    if axis is not None:
+        # A mean example's rows are the mean rows.
+        x = x.mean(axis, keepdims=True)
+    return input_rows(layer, x).mean(0)
+
+
+def example_axis(layer: Layer) -> int | None:
+    """Returns the axis of a convolution's input along which examples lie.
+
+    None for other products, whose input rows are no larger than the input.
+    """
+    if not _is_convolution(layer):
+        return None
+    return layer.equation.params["dimension_numbers"].lhs_spec[0]
+
+
 def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
     """Returns a layer's product with the given kernel, in the precision of ``x``."""
     eqn = layer.equation
@@ -39,6 +58,10 @@ def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
     space = jnp if isinstance(y, Array) else np
     columns = math.prod(y.shape[k] for k in axes)
     others = [k for k in range(y.ndim) if k not in axes]
+    if _is_convolution(layer):
+        # In the order of the input rows: examples first, whatever the layout.
+        examples, _, *spatial = layer.equation.params["dimension_numbers"].out_spec
+        others = [examples, *spatial]
     moved = space.transpose(y, [*others, *axes])
     return moved.reshape(-1, columns)
 
@@ -66,8 +89,8 @@ def kernel_matrix(layer: Layer, kernel: AnyArray) -> Float[np.ndarray, "inputs u
 
 def matrix_kernel(
     layer: Layer, matrix: Float[np.ndarray, "inputs units"], like: Any
-) -> Array:
-    """Returns a matrix as a kernel; the inverse of :func:`kernel_matrix`.
+) -> np.ndarray:
+    """Returns a matrix as a kernel, on the host; the inverse of :func:`kernel_matrix`.
 
     Args:
       layer: the layer.
@@ -76,7 +99,7 @@ def matrix_kernel(
     """
     axes = [*itertools.chain(*kernel_axes(layer))]
     opened = matrix.reshape([like.shape[k] for k in axes])
-    return jnp.asarray(np.transpose(opened, np.argsort(axes)), like.dtype)
+    return np.asarray(np.transpose(opened, np.argsort(axes)), like.dtype)
 
 
 def kernel_axes(layer: Layer) -> tuple[list[int], list[int]]:
@@ -103,19 +126,13 @@ def _patches(x: Array, layer: Layer) -> Float[Array, "samples inputs"]:
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
     places = params["dimension_numbers"].rhs_spec[2:]
     window = [layer.shape[layer.axes[k]] for k in places]
-    strides, dilations = params["window_strides"], params["rhs_dilation"]
-    reach = [(n - 1) * d for n, d in zip(window, dilations, strict=True)]
-    ends = [n - r for n, r in zip(x.shape[1:-1], reach, strict=True)]
-    pieces = []
-    for place in itertools.product(*map(range, window)):
-        start = [k * d for k, d in zip(place, dilations, strict=True)]
-        limit = [s + e for s, e in zip(start, ends, strict=True)]
-        pieces.append(
-            lax.slice(
-                x,
-                (0, *start, 0),
-                (x.shape[0], *limit, x.shape[-1]),
-                (1, *strides, 1),
-            )
-        )
-    return jnp.stack(pieces, -2).reshape(-1, len(pieces) * x.shape[-1])
+    steps = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
+    # Axis by axis: a window of 7 x 7 takes 7 + 7 slices.
+    for axis, (size, stride, dilation) in reversed([*enumerate(steps, 1)]):
+        last = x.shape[axis] - (size - 1) * dilation
+        pieces = [
+            lax.slice_in_dim(x, start, start + last, stride, axis)
+            for start in range(0, size * dilation, dilation)
+        ]
+        x = jnp.stack(pieces, axis - len(window) - 2)
+    return x.reshape(-1, math.prod(window) * x.shape[-1])
