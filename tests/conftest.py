@@ -36,6 +36,7 @@ SLOW = {
     ROOT / "tests" / name
     for name in (
         "experiments/test_configs.py",
+        "experiments/test_distributed.py",
         "experiments/test_experiment.py",
         "experiments/test_run.py",
         "interop/test_live_parity.py",
@@ -44,6 +45,7 @@ SLOW = {
         "test_colab.py",
         "test_end_to_end.py",
         "test_golden_resnet20.py",
+        "test_hosts.py",
         "tracing/test_end_to_end.py",
         "tracing/test_fuzz.py",
         "tracing/test_mutations.py",

@@ -37,7 +37,7 @@ def total(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def summed(array: np.ndarray) -> np.ndarray:
-    """Returns the sum of an array over all processes, by an all-reduce.
+    """Returns the sum of an array over all processes, by an all-reduce; writeable.
 
     Args:
       array: of one shape and dtype in all processes.
@@ -48,7 +48,7 @@ def summed(array: np.ndarray) -> np.ndarray:
     split = NamedSharding(mesh, PartitionSpec("hosts"))
     with jax.enable_x64(True):  # Or float64 would be summed as float32.
         parts = jax.make_array_from_process_local_data(split, np.asarray(array)[None])
-        return np.asarray(_sum_over_hosts(mesh)(parts).addressable_data(0))
+        return np.array(_sum_over_hosts(mesh)(parts).addressable_data(0))
 
 
 def together(work: Callable[[], T]) -> T:

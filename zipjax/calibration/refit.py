@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from zipjax import hosts
 from zipjax.batches import InputsOf, input_batches
 from zipjax.calibration.passes import Budget, Pass, traced_network
 from zipjax.calibration.solve import solve_layer
@@ -114,7 +115,8 @@ def refit(
     _check_one_function(merged)
     networks = Networks.parents_of(merged, models)
     networks.check_finite()
-    data = [jax.device_get(arrays) for arrays in input_batches(batches, inputs_of)]
+    stream = input_batches(batches, inputs_of)
+    data = hosts.together(lambda: [jax.device_get(arrays) for arrays in stream])
     solve = functools.partial(solve_layer, ridge=ridge, sweeps=sweeps)
     setting = _Setting(apply_fn, networks, data, memory_limit, solve)
     trunk, left = _refit_trunk(setting, merged, outputs)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zipjax import hosts
 from zipjax.batches import InputsOf, input_batches, sample_average
 from zipjax.calibration.passes import Pass, traced_network
 from zipjax.calibration.solve import Affine, measure_affine
@@ -119,7 +120,7 @@ def repair(
     matrices = model_matrices(origin.assignments, networks.spec, len(networks))
     shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
     stream = input_batches(batches, inputs_of)
-    first = next(stream)
+    first = hosts.together(lambda: next(stream))
     call, params = functions_of(functions[0], merged)[0]
     sites = _sites(call, params, networks, first)
     measure = functools.partial(

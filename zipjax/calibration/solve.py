@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import blas, cho_factor, cho_solve
 
+from zipjax import hosts
 from zipjax.batches import spread
 from zipjax.calibration.passes import Pass
 from zipjax.calibration.targets import Target
@@ -154,16 +155,16 @@ def _by_unit(merged: Pass, layer: Layer, fill: float, leaves: Leaves) -> Vector 
 
 
 def _total(parts: Iterable[Sequence[Any]]) -> list[Any]:
-    """Returns sums over the batches, in float64.
+    """Returns sums over the batches of all processes, in float64.
 
-    Nothing else in a refit is summed over batches: sums over hosts belong here.
+    Nothing else in a refit is summed over batches.
     """
     stream = iter(parts)
     totals = [np.require(x, np.float64, "W") for x in next(stream)]
     for part in stream:
         for number, x in enumerate(part):
             totals[number] += x
-    return totals
+    return [hosts.summed(x) for x in totals]
 
 
 class _Values(NamedTuple):
