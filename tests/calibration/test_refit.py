@@ -275,7 +275,7 @@ def leaves_of(merged):
     return path_leaves(merged.params())
 
 
-# 2,000 bytes are what two of the six batches take after a layer.
+# 2,000 bytes hold the values of three batches of one network: the rest is run again.
 @pytest.mark.parametrize("limit", [1, 2000, 10**6])
 def test_what_is_computed_again_is_the_same(limit):
     models, merged = deep(3)
