@@ -36,7 +36,7 @@ class Recipe:
 
     Attributes:
       name: what tables call it.
-      matcher: maps similarities to an assignment.
+      matcher: maps similarities to an assignment; it may write to them.
       group_matcher: matches units that hold groups of others (attention heads, the
         groups of a GroupNorm), one to one.
       similarity: how units are compared; None for matchers that compare nothing.

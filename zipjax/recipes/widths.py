@@ -142,7 +142,7 @@ def _losses(
     moments: Moments, recipe: Recipe, num_models: int, steps: int, smallest: float
 ) -> dict[int, float]:
     """Returns the loss of a perm at each of its widths."""
-    similarity = activation_similarity(moments).astype(np.float64)
+    similarity = activation_similarity(moments)
     total = len(similarity)
     least = math.ceil(smallest * steps)
     widths = {
@@ -152,10 +152,12 @@ def _losses(
     losses = {total: 0.0}
     for width in sorted(widths, reverse=True):
         try:
-            assignment = recipe.matcher(similarity, num_models, num_units=width)
+            # A copy, which the matcher may write to.
+            own = similarity.astype(np.float64)
+            assignment = recipe.matcher(own, num_models, num_units=width)
         except ValueError:  # A small beta does not reach narrow widths.
             break
-        losses[width] = _loss(similarity, assignment)
+        losses[width] = _loss(similarity.astype(np.float64), assignment)
     return losses
 
 

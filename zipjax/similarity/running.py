@@ -107,9 +107,10 @@ def combined(parts: Sequence[Running], start: int = 0) -> Running:
         return parts[0]
     count, mean = pooled_mean(parts)
     m2 = np.zeros(parts[0].m2.shape)
-    for part in parts:
-        m2 += part.m2
-        m2 += displacement(part, mean, start)
+    with np.errstate(invalid="ignore"):  # Infinite moments are told by their perms.
+        for part in parts:
+            m2 += part.m2
+            m2 += displacement(part, mean, start)
     return Running(count, mean, np.zeros_like(mean), m2)
 
 
