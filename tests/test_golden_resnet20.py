@@ -48,7 +48,8 @@ def models(golden):
 @pytest.fixture(scope="module")
 def moments(golden, models):
     images = golden["images"]
-    return zipjax.collect_moments(NET.apply, models, SPEC, [images[:48], images[48:]])
+    batches = [images[:48], images[48:]]
+    return zipjax.collect_moments(NET.apply, models, SPEC, batches, positions="all")
 
 
 def flax_variables(golden, prefix):
