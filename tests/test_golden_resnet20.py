@@ -109,10 +109,8 @@ def run(request, shared, models, moments, nodes):
     recorded = settings(shared, tag)
     recipe, count = RUNS[tag], recorded["num_models"]
     if "a" in recorded:
-        assert recipe.matcher.keywords == {
-            "alpha": recorded["a"],
-            "beta": recorded["b"],
-        }
+        given = recipe.matcher.keywords
+        assert (given["alpha"], given["beta"]) == (recorded["a"], recorded["b"])
     options = {
         "moments": first_models(moments, SPEC, count),
         "stop_at": None if recorded["stop"] is None else nodes[str(recorded["stop"])],
