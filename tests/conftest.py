@@ -37,6 +37,7 @@ SLOW = {
     for name in (
         "experiments/test_configs.py",
         "experiments/test_experiment.py",
+        "experiments/test_kills.py",
         "experiments/test_run.py",
         "interop/test_live_parity.py",
         "models/test_specs.py",

@@ -114,9 +114,11 @@ def test_dtypes_and_merged_widths_come_back(tmp_path, dtype):
     assignments = {"h0": np.arange(18) // 2, "h1": np.arange(15) % 7}
     merged = zipjax.merge_units(models, spec, assignments)
     zipjax.save(tmp_path / "merged", merged)
-    loaded = zipjax.load(tmp_path / "merged", like=DENSE[0])
+    loaded = zipjax.load(tmp_path / "merged", like=models[0])
     assert loaded.spec.sizes == {"h0": 9, "h1": 7}
     same(loaded, merged)
+    message = f"is {jnp.dtype(dtype)} in .*, but float32 in like"
+    refuses(tmp_path / "merged", message, like=DENSE[0])
 
 
 @pytest.mark.parametrize("stop_at", [None, 1])

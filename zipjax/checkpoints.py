@@ -87,7 +87,8 @@ def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Mer
 
     Raises:
       ValueError: if the path is not such a checkpoint, is damaged, or holds other
-        parameters than ``like``, or of other shapes. The files are left as they are.
+        parameters than ``like``, or of other shapes or dtypes. The files are left as
+        they are.
     """
     tree, metadata = load_tree(path)
     if metadata.get("format") != _FORMAT:
@@ -110,7 +111,7 @@ def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Mer
     structure = one_or_each(structures)
     merged = Merged(trunk, heads, spec, structure, origin, unmerge, own)
     if like is not None:
-        _check_shapes(path, merged, templates)
+        _check_arrays(path, merged, templates)
     return merged
 
 
@@ -139,10 +140,13 @@ def _templates(
     return templates
 
 
-def _check_shapes(
+def _check_arrays(
     path: str | os.PathLike[str], merged: Merged, templates: Sequence[PyTree]
 ) -> None:
-    """Checks that ``like`` has the shapes of the merged model, or of its parents."""
+    """Checks that ``like`` has the dtypes and shapes of the merged model.
+
+    The shapes may be those before the merge.
+    """
     specs = each(merged.spec, len(templates), "specs")
     before = specs
     if merged.origin is not None:
@@ -160,6 +164,12 @@ def _check_shapes(
                     f"parameter {name!r} has shape {list(shape)} in "
                     f"{os.fspath(path)!r} ({list(parents)} before the merge), but "
                     f"{list(leaf.shape)} in like: pass one of the merged models"
+                )
+            if leaf.dtype != saved[name].dtype:
+                raise ValueError(
+                    f"parameter {name!r} is {saved[name].dtype} in "
+                    f"{os.fspath(path)!r}, but {leaf.dtype} in like: pass like= in the "
+                    "dtype that was saved, and cast what is returned"
                 )
 
 
@@ -255,7 +265,11 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
         tree = ocp.load(str(target), abstract)
         _check_digests(tree, extra)
         return _with_keys(tree, extra)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (
+        *(ValueError, OSError, KeyError, TypeError),
+        # Of metadata that are JSON, but not those that were written.
+        *(AttributeError, RecursionError),
+    ) as error:
         raise _damaged(target, error) from error
 
 
