@@ -157,7 +157,8 @@ class Experiment:
             path = self.written(results, matched)
         except OSError as error:
             told = f"the table above cannot be saved: {error.strerror}"
-            raise OSError(error.errno, told, error.filename) from error
+            where = error.filename or str(self.workdir)
+            raise OSError(error.errno, told, where) from error
         self.console.print(f"Report: {path}")
 
     def written(self, results: list[Result], matched: list[report.Picture]) -> Path:

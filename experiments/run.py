@@ -6,6 +6,7 @@ A word after a colon, as in ``configs/digits.py:finetuned``, is the config's ``i
 import errno
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,13 @@ def main(arguments: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         if not _is_told(error):
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {_in_one_line(error)}")
+
+
+def _in_one_line(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror} ({error.filename})"
+    return " ".join(str(error).split())
 
 
 def _is_told(error: ValueError | OSError) -> bool:
@@ -99,6 +106,8 @@ def _join(place: str | None) -> None:
 
 def _keep_programs(folder: Path) -> None:
     """Keeps compiled programs for the next run, unless JAX is told where already."""
+    # Where these cannot be kept, they are compiled again: nothing to warn of.
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation")
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

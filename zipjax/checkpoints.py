@@ -7,6 +7,7 @@ final name is whole, even if a run was killed.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def save(path: str | os.PathLike[str], merged: Merged) -> None:
     Raises:
       ValueError: if the path exists, since nothing is overwritten, or if this is no
         merged model.
+      OSError: if it cannot be written, for instance to a full disk.
     """
     if not isinstance(merged, Merged):
         raise ValueError(
@@ -213,6 +215,7 @@ def save_tree(
 
     Raises:
       ValueError: if the path exists.
+      OSError: if it cannot be written; there is then nothing under that name.
     """
     target = Path(path).absolute()
     # No process may begin to write before all have looked.
@@ -225,9 +228,16 @@ def save_tree(
     content = {**metadata, _KEYS: names} if names else dict(metadata)
     plain = {path: _own_copy(leaf) for path, leaf in {**leaves, **numbers}.items()}
     digests = {_DIGESTS: _digests(plain, content)}
-    ocp.save(
-        str(target), from_leaves(plain, tree), custom_metadata={**content, **digests}
-    )
+    written = from_leaves(plain, tree)
+    try:
+        ocp.save(str(target), written, custom_metadata={**content, **digests})
+    except (OSError, ValueError) as error:
+        # What the system says, such as that a disk is full, may come as text.
+        code = re.search(r"os_error_code='(\d+)'|Errno (\d+)", str(error))
+        if code is None:
+            raise
+        number = int(code[1] or code[2])
+        raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _check_free(target: Path) -> None:

@@ -1,5 +1,6 @@
 """Results that a run keeps for the next one."""
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,9 @@ import numpy as np
 
 from experiments.fingerprints import text_digest
 from zipjax import checkpoints, hosts
+
+# Of a checkpoint, in bytes: what orbax notes besides the arrays, in small files.
+_OVERHEAD = 2**17
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ def remember(
       already.
 
     Raises:
-      ValueError: if the checkpoint cannot be written, or read back.
+      OSError: if the checkpoint cannot be written.
     """
     target = target_of(path, inputs)
     # One process looks for all: what exists here may be what another has just begun.
@@ -77,7 +81,14 @@ def _replace(target: Path, tree: Any, text: str) -> None:
     A run that is killed in between leaves the old checkpoint, or none.
     """
     new = target.with_name(f".{target.name}.new")
-    _in_first_process(lambda: shutil.rmtree(new, ignore_errors=True))
+
+    def clear() -> None:
+        # With what orbax has of one that is half written.
+        for path in new.parent.glob(f"{new.name}*"):
+            shutil.rmtree(path)
+        _check_space(new, tree)
+
+    _in_first_process(clear)
     checkpoints.save_tree(new, tree, {"inputs": text})
 
     def move() -> None:
@@ -86,6 +97,14 @@ def _replace(target: Path, tree: Any, text: str) -> None:
         os.replace(new, target)
 
     _in_first_process(move)
+
+
+def _check_space(target: Path, tree: Any) -> None:
+    """Checks that a pytree fits on the disk: orbax would leave part of it there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(tree))
+    if shutil.disk_usage(target.parent).free < size + _OVERHEAD:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
 
 def _in_first_process(work: Callable[[], object]) -> None:

@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_a_damaged_checkpoint_is_told_and_made_again(tmp_path, caplog, damage):
         assert list(tmp_path.iterdir()) == [target]
         assert cache.remember(folder, [1], lambda: values)[1]
     assert made >= (1 if damage is empty else 3)
+
+
+def test_a_disk_that_is_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(OSError, match=r"No space left .*seed0"):
+        cache.remember(tmp_path / "seed0", [1], lambda: {"x": np.ones(3)})
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_is_replaced_is_whole_at_any_time(tmp_path, monkeypatch):
