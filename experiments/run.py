@@ -1,6 +1,10 @@
 """Runs an experiment: python -m experiments.run --config configs/digits.py.
 
 A word after a colon, as in ``configs/digits.py:finetuned``, is the config's ``init``.
+
+A second run in the same folder goes on where the first one ended, or was killed. It may
+change any field but those that make another table, see `experiments.workdirs`. What the
+user can mend is told in one line, and the exit code is 1.
 """
 
 import errno
