@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import track
 
 import zipjax
+from experiments.checks import check_config
 from experiments.defaults import shrunk
-from experiments.fingerprints import array_digest
+from experiments.fingerprints import array_digest, code_digest, versions
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner
-from experiments.parents import cache, data
+from experiments.parents import cache, data, trained
 from experiments.parents.architectures import build
 from experiments.parents.text_embeddings import load_class_embeddings
 from experiments.parents.train import Config, Variables
@@ -71,6 +72,7 @@ class Experiment:
     """
 
     def __init__(self, config: Config, workdir: Path, console: Console) -> None:
+        check_config(config)
         config = shrunk(config) if config.smoke else config
         self.config: Config = config
         self.workdir, self.console = workdir, console
@@ -92,6 +94,37 @@ class Experiment:
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
+        self.check()
+
+    def check(self) -> None:
+        """Checks what only the data and the spec tell, before anything is trained.
+
+        Raises:
+          ValueError: if a zip cannot stop where the config says, or if a task has no
+            images of its classes where these are needed.
+        """
+        config, train = self.config, self.data.train
+        chosen_cuts(self.spec, config.cuts, config.cut_layers)
+        searched = any(method.searched for method in self.methods)
+        scored = train.take(slice(config.calibration_images))
+        drawn = bool(config.plane.points) and config.num_tasks == 2
+        needed = {
+            "config.examples": train,
+            "config.test_images": self.test,
+            "config.plane.images": self.test.take(slice(config.plane.images * drawn)),
+            "config.search_images": scored.take(slice(config.search_images)),
+        }
+        if not drawn:
+            del needed["config.plane.images"]
+        if not searched or config.checkpoints is not None:
+            del needed["config.search_images"]
+        for task in trained.all_tasks(config, self.embeddings):
+            for field, split in needed.items():
+                if not len(task.of(split).labels):
+                    raise ValueError(
+                        f"a task has none of the {len(split.labels)} images that "
+                        f"{field} leaves: raise it, or set it to None"
+                    )
 
     def inferred(self) -> zipjax.PermutationSpec:
         """Infers the network's spec."""
@@ -114,7 +147,22 @@ class Experiment:
         return results
 
     def write(self, results: list[Result], matched: list[report.Picture]) -> None:
-        """Writes the report, and prints the table."""
+        """Prints the table, and writes the report.
+
+        Raises:
+          OSError: if the report cannot be written; the table is printed before.
+        """
+        print_table(make_table(results), self.console)
+        try:
+            path = self.written(results, matched)
+        except OSError as error:
+            told = f"the table above cannot be saved: {error.strerror}"
+            where = error.filename or str(self.workdir)
+            raise OSError(error.errno, told, where) from error
+        self.console.print(f"Report: {path}")
+
+    def written(self, results: list[Result], matched: list[report.Picture]) -> Path:
+        """Writes the report; returns its path."""
         path = report.write_report(
             results,
             [
@@ -128,8 +176,7 @@ class Experiment:
             notes=[_NOTES[self.config.init], _NOTES[self.config.tasks], _CALIBRATION],
         )
         report.write_seconds(self.merger.seconds, self.workdir)
-        print_table(make_table(results), self.console)
-        self.console.print(f"Report: {path}")
+        return path
 
     def parents(self) -> Iterator[Parents]:
         """Yields the networks to merge: from a folder, or trained for every seed."""
@@ -179,9 +226,13 @@ class Experiment:
 
         source = zipjax.source_of(models, self.spec)
         path = self.workdir / "moments" / parents.name
-        pixels = array_digest(images.images), size, self.runner.positions
-        data = self.config.dataset, *pixels
-        inputs = (*data, source, _FIELDS)
+        inputs = {
+            "images": (self.config.dataset, array_digest(images.images), size),
+            "positions": (self.runner.positions, jax.process_count()),
+            "source": source,
+            "fields": _FIELDS,
+            **_collecting(),
+        }
         fields, reused = cache.remember(path, inputs, make)
         if reused:
             self.say(f"{title}: reused from an earlier run")
@@ -300,6 +351,14 @@ def _positions(config: Config) -> Positions:
     """Returns the config's positions, which may be a number."""
     text = config.positions
     return int(text) if text.isdecimal() else text
+
+
+def _collecting() -> dict[str, Any]:
+    """Returns what moments depend on besides networks and data: the code."""
+    package = Path(zipjax.__file__).parent
+    parts = [package / name for name in ("tracing", "program", "similarity")]
+    files = [file for part in parts for file in part.rglob("*.py")]
+    return {"code": code_digest(files), "versions": versions("jax", "flax")}
 
 
 # Saved moments with other fields are made again.

@@ -38,6 +38,7 @@ SLOW = {
         "experiments/test_configs.py",
         "experiments/test_distributed.py",
         "experiments/test_experiment.py",
+        "experiments/test_kills.py",
         "experiments/test_run.py",
         "interop/test_live_parity.py",
         "models/test_specs.py",

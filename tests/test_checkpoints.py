@@ -1,6 +1,7 @@
 """Saving and loading: the same outputs, clear errors, and no file harmed."""
 
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -114,9 +115,11 @@ def test_dtypes_and_merged_widths_come_back(tmp_path, dtype):
     assignments = {"h0": np.arange(18) // 2, "h1": np.arange(15) % 7}
     merged = zipjax.merge_units(models, spec, assignments)
     zipjax.save(tmp_path / "merged", merged)
-    loaded = zipjax.load(tmp_path / "merged", like=DENSE[0])
+    loaded = zipjax.load(tmp_path / "merged", like=models[0])
     assert loaded.spec.sizes == {"h0": 9, "h1": 7}
     same(loaded, merged)
+    message = f"is {jnp.dtype(dtype)} in .*, but float32 in like"
+    refuses(tmp_path / "merged", message, like=DENSE[0])
 
 
 @pytest.mark.parametrize("stop_at", [None, 1])
@@ -408,3 +411,29 @@ def test_the_spec_is_kept_as_json(whole):
     metadata = ocp.metadata(str(whole)).custom_metadata
     assert json.loads(metadata["spec"])["perms"]["h0"]["size"] == 6
     assert path_leaves(ocp.metadata(str(whole)).metadata["trunk"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes [os_error_code='28']"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_disk_that_is_full_is_told_by_the_system(tmp_path, monkeypatch, error):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr(ocp, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*merged") as told:
+        zipjax.save(tmp_path / "merged", dense_merged(None))
+    assert told.value.errno == errno.ENOSPC
+
+
+def test_other_errors_of_saving_stay_what_they_are(tmp_path, monkeypatch):
+    def odd(*args, **options):
+        raise ValueError("odd")
+
+    monkeypatch.setattr(ocp, "save", odd)
+    with pytest.raises(ValueError, match="odd"):
+        zipjax.save(tmp_path / "merged", dense_merged(None))

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
-    {"types", "version", "files", "hosts", "markdown"},
-    {"trees", "batches", "evaluation"},
+    {"types", "version", "files", "hosts", "markdown", "arguments"},
+    {"trees"},
+    {"batches", "evaluation"},
     {"matching", "spec", "program"},
     {"tracing", "merging"},
     {"similarity", "models"},

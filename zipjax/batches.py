@@ -1,6 +1,6 @@
 """Batches of inputs, checked one by one, and averages over them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax import hosts
+from zipjax.arguments import check_callable, shown
+from zipjax.trees import is_deleted, is_finite
 from zipjax.types import PyTree
 
 InputsOf = Callable[[Any], Any]
@@ -26,18 +28,33 @@ def input_batches(
         a batch axis (PRNG keys, masks) may be among them.
 
     Raises:
-      ValueError: if there are no batches, or one array in place of them, or if one has
-        no leading axis, is empty, or holds NaN or infinity.
+      ValueError: if there are no batches, or one array or mapping in place of them, or
+        if one has no leading axis, is empty, holds NaN, infinity or what is no array,
+        or is a mapping and ``inputs_of`` does not say what to read of it.
     """
+    if inputs_of is not None:
+        check_callable("inputs_of", inputs_of)
     if (shape := getattr(batches, "shape", None)) is not None:
         raise ValueError(
             f"batches are one array of shape {list(shape)}, whose examples would be "
             "taken for batches: pass a list of batches, [array] for one"
         )
+    if isinstance(batches, Mapping | str) or not isinstance(batches, Iterable):
+        raise ValueError(
+            f"batches are {shown(batches)}: pass a list of batches, or another "
+            "iterable such as a data loader"
+        )
     number = -1
     for number, batch in enumerate(batches):
+        if inputs_of is None and isinstance(batch, Mapping):
+            raise ValueError(
+                f"batch {number} is {shown(batch)}: choose the inputs, such as "
+                f"inputs_of=lambda batch: batch[{next(iter(batch), 'image')!r}]; for "
+                "a function of the whole, inputs_of=lambda batch: batch"
+            )
         arrays = batch if inputs_of is None else inputs_of(batch)
         arrays = tuple(arrays) if isinstance(arrays, (tuple, list)) else (arrays,)
+        arrays = _as_arrays(number, arrays)
         _check_inputs(number, arrays)
         yield arrays
     if number < 0:
@@ -116,6 +133,30 @@ def _times(factors: PyTree, values: PyTree) -> PyTree:
     return jax.tree_util.tree_map(branch, factors, values)
 
 
+def _as_arrays(number: int, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns inputs with those of other frameworks, on the host, as numpy's arrays."""
+
+    def array(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+            return leaf
+        if not hasattr(leaf, "__array__"):
+            raise _no_array(number, leaf)
+        try:
+            return np.asarray(leaf)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _no_array(number, leaf) from error
+
+    return jax.tree_util.tree_map(array, inputs)
+
+
+def _no_array(number: int, leaf: Any) -> ValueError:
+    return ValueError(
+        f"batch {number} holds {shown(leaf)}, which is no array: pass arrays of numpy "
+        "or JAX (of a PyTorch tensor, tensor.detach().cpu().numpy()), or choose the "
+        "inputs with inputs_of="
+    )
+
+
 def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:
     leaves = jax.tree_util.tree_leaves(arrays)
     sizes = [jnp.shape(leaf)[0] for leaf in leaves if jnp.ndim(leaf)]
@@ -126,14 +167,13 @@ def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:
             "to select a batch's inputs"
         )
     for leaf in leaves:
+        if is_deleted(leaf):
+            raise ValueError(
+                f"batch {number} was deleted, most likely donated to a compiled "
+                "function: pass a copy, or arrays of numpy"
+            )
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        if floating and not _is_finite(leaf):
+        if floating and not is_finite(leaf):
             raise ValueError(
                 f"batch {number} holds NaN or infinity: clean the data first"
             )
-
-
-def _is_finite(leaf: Any) -> bool:
-    # What other processes hold in part, all of them look at together.
-    everywhere = not getattr(leaf, "is_fully_addressable", True)
-    return bool((jnp if everywhere else np).isfinite(leaf).all())

@@ -7,6 +7,7 @@ final name is whole, even if a run was killed.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def save(path: str | os.PathLike[str], merged: Merged) -> None:
     Raises:
       ValueError: if the path exists, since nothing is overwritten, or if this is no
         merged model.
+      OSError: if it cannot be written, for instance to a full disk.
     """
     if not isinstance(merged, Merged):
         raise ValueError(
@@ -87,7 +89,8 @@ def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Mer
 
     Raises:
       ValueError: if the path is not such a checkpoint, is damaged, or holds other
-        parameters than ``like``, or of other shapes. The files are left as they are.
+        parameters than ``like``, or of other shapes or dtypes. The files are left as
+        they are.
     """
     tree, metadata = load_tree(path)
     if metadata.get("format") != _FORMAT:
@@ -110,7 +113,7 @@ def load(path: str | os.PathLike[str], *, like: OneOrEach[PyTree] = None) -> Mer
     structure = one_or_each(structures)
     merged = Merged(trunk, heads, spec, structure, origin, unmerge, own)
     if like is not None:
-        _check_shapes(path, merged, templates)
+        _check_arrays(path, merged, templates)
     return merged
 
 
@@ -139,10 +142,13 @@ def _templates(
     return templates
 
 
-def _check_shapes(
+def _check_arrays(
     path: str | os.PathLike[str], merged: Merged, templates: Sequence[PyTree]
 ) -> None:
-    """Checks that ``like`` has the shapes of the merged model, or of its parents."""
+    """Checks that ``like`` has the dtypes and shapes of the merged model.
+
+    The shapes may be those before the merge.
+    """
     specs = each(merged.spec, len(templates), "specs")
     before = specs
     if merged.origin is not None:
@@ -160,6 +166,12 @@ def _check_shapes(
                     f"parameter {name!r} has shape {list(shape)} in "
                     f"{os.fspath(path)!r} ({list(parents)} before the merge), but "
                     f"{list(leaf.shape)} in like: pass one of the merged models"
+                )
+            if leaf.dtype != saved[name].dtype:
+                raise ValueError(
+                    f"parameter {name!r} is {saved[name].dtype} in "
+                    f"{os.fspath(path)!r}, but {leaf.dtype} in like: pass like= in the "
+                    "dtype that was saved, and cast what is returned"
                 )
 
 
@@ -203,6 +215,7 @@ def save_tree(
 
     Raises:
       ValueError: if the path exists.
+      OSError: if it cannot be written; there is then nothing under that name.
     """
     target = Path(path).absolute()
     # No process may begin to write before all have looked.
@@ -215,9 +228,16 @@ def save_tree(
     content = {**metadata, _KEYS: names} if names else dict(metadata)
     plain = {path: _own_copy(leaf) for path, leaf in {**leaves, **numbers}.items()}
     digests = {_DIGESTS: _digests(plain, content)}
-    ocp.save(
-        str(target), from_leaves(plain, tree), custom_metadata={**content, **digests}
-    )
+    written = from_leaves(plain, tree)
+    try:
+        ocp.save(str(target), written, custom_metadata={**content, **digests})
+    except (OSError, ValueError) as error:
+        # What the system says, such as that a disk is full, may come as text.
+        code = re.search(r"os_error_code='(\d+)'|Errno (\d+)", str(error))
+        if code is None:
+            raise
+        number = int(code[1] or code[2])
+        raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _check_free(target: Path) -> None:
@@ -255,7 +275,11 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
         tree = ocp.load(str(target), abstract)
         _check_digests(tree, extra)
         return _with_keys(tree, extra)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (
+        *(ValueError, OSError, KeyError, TypeError),
+        # Of metadata that are JSON, but not those that were written.
+        *(AttributeError, RecursionError),
+    ) as error:
         raise _damaged(target, error) from error
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy.special import softmax
 
 from zipjax import hosts
+from zipjax.arguments import shown
 from zipjax.types import AnyArray, Array
 
 LOGIT_SCALE = 100.0
@@ -88,7 +89,7 @@ def evaluate(
     def scored() -> dict[str, np.ndarray]:
         sums = {"joint": np.zeros(1), "hits": np.zeros(len(tasks))}
         sums["examples"] = np.zeros(len(tasks))
-        for inputs, batch_labels in batches:
+        for inputs, batch_labels in map(_pair, batches):
             labels = _whole_labels(batch_labels, 1)
             _check_labels(labels, classes)
             outputs = _checked_outputs(forward(inputs), len(labels))
@@ -150,7 +151,7 @@ def evaluate_tasks(
 
     def scored() -> dict[str, np.ndarray]:
         sums: dict[str, Any] = {"joint": 0, "hits": 0, "examples": 0}
-        for inputs, batch_labels in batches:
+        for inputs, batch_labels in map(_pair, batches):
             labels = _whole_labels(batch_labels, 2)
             found = _checked_outputs(forward(inputs), len(labels))
             outputs = _one_each(found, labels.shape[1], class_embeddings)
@@ -244,6 +245,10 @@ def _scores(output: Any, task: Task, class_embeddings: Any) -> Scores:
 
 
 def _all_classes(tasks: Sequence[Task]) -> np.ndarray:
+    if not len(tasks) or not all(np.ndim(task) == 1 for task in tasks):
+        raise ValueError(
+            f"tasks = {tasks}: pass every task's classes, such as [[0, 1], [2, 3]]"
+        )
     classes = np.concatenate([np.asarray(task, int) for task in tasks])
     if np.unique(classes).size != classes.size:
         raise ValueError(
@@ -257,7 +262,14 @@ def _checked_outputs(outputs: Any, examples: int) -> Any:
     """Returns one output or one per head, in float64, after checking them."""
     if isinstance(outputs, (list, tuple)):
         return [_checked_outputs(output, examples) for output in outputs]
-    array = np.asarray(outputs, np.float64)
+    try:
+        array = np.asarray(outputs, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"forward returned {shown(outputs)} as an output: return an array [batch, "
+            "dim], or a list of one per head, and nothing else, for instance "
+            "lambda x: apply_fn(params, x)['logits']"
+        ) from None
     if array.ndim != 2 or len(array) != examples:
         raise ValueError(
             f"there are labels of {examples} examples, but an output of shape "
@@ -269,6 +281,16 @@ def _checked_outputs(outputs: Any, examples: int) -> Any:
             "they predict nothing: check the model's parameters and the inputs"
         )
     return array
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """Returns a batch's inputs and labels."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"a batch to evaluate is {shown(batch)}: pass pairs (inputs, labels), for "
+            "instance ((b['image'], b['label']) for b in batches)"
+        )
+    return batch[0], batch[1]
 
 
 def _whole_labels(labels: Any, rank: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -87,12 +88,32 @@ def host_array(leaf: Any) -> np.ndarray:
 
 
 def not_finite(leaves: Leaves) -> list[str]:
-    """Lists the paths of the leaves that hold NaN or infinity."""
+    """Lists the paths of the leaves that hold NaN or infinity.
+
+    Those that are traced have no values yet.
+    """
     return [
         path
         for path, leaf in leaves.items()
-        if is_weight(leaf) and not np.isfinite(np.asarray(leaf)).all()
+        if is_weight(leaf) and not is_traced(leaf) and not is_finite(leaf)
     ]
+
+
+def is_finite(array: Any) -> bool:
+    """Returns whether an array of real numbers holds neither NaN nor infinity."""
+    # What other processes hold in part, all of them look at together.
+    everywhere = not getattr(array, "is_fully_addressable", True)
+    return bool((jnp if everywhere else np).isfinite(array).all())
+
+
+def is_deleted(leaf: Any) -> bool:
+    """Returns whether an array's memory is gone, as after its donation to a jit."""
+    return isinstance(leaf, jax.Array) and not is_traced(leaf) and leaf.is_deleted()
+
+
+def is_traced(leaf: Any) -> bool:
+    """Returns whether an array is an argument of a function that is being traced."""
+    return isinstance(leaf, jax.core.Tracer)
 
 
 def summary(paths: Iterable[str], limit: int = 8) -> str:
@@ -190,7 +211,7 @@ def check_leaf(path: str, leaf: Any, owner: str = "") -> None:
     """Checks that a leaf is an array of real numbers, of truth values or of PRNG keys.
 
     Raises:
-      ValueError: if it is anything else.
+      ValueError: if it is anything else, or was deleted.
     """
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise ValueError(
@@ -203,6 +224,11 @@ def check_leaf(path: str, leaf: Any, owner: str = "") -> None:
             f"parameter {path!r}{owner} is of dtype {leaf.dtype}, but parameters are "
             "real numbers (besides PRNG keys, counters and masks): pass complex ones "
             "as their real and imaginary parts"
+        )
+    if is_deleted(leaf):
+        raise ValueError(
+            f"parameter {path!r}{owner} was deleted, most likely donated to a training "
+            "step: pass the step's new parameters, or copy these before it"
         )
 
 

@@ -1,14 +1,24 @@
 """Results that a run keeps for the next one."""
 
+import errno
 import json
+import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.fingerprints import text_digest
 from zipjax import checkpoints, hosts
+
+# Of a checkpoint, in bytes: what orbax notes besides the arrays, in small files.
+_OVERHEAD = 2**17
+
+_log = logging.getLogger(__name__)
 
 
 def remember(
@@ -22,18 +32,81 @@ def remember(
       inputs: JSON data that determine the result.
       make: computes it, the same in all processes.
 
+    A checkpoint that is damaged is made again, which the log tells.
+
     Returns:
       The pytree, always as it was restored from the checkpoint, and whether it existed
       already.
 
     Raises:
-      ValueError: if the checkpoint is damaged.
+      OSError: if the checkpoint cannot be written.
     """
-    text = json.dumps(inputs, sort_keys=True)
-    target = path.with_name(f"{path.name}_{text_digest(text)}")
+    target = target_of(path, inputs)
     # One process looks for all: what exists here may be what another has just begun.
-    reused = bool(hosts.once(lambda: {"exists": np.array(target.exists())})["exists"])
+    tree: Any = None
+
+    def look() -> dict[str, np.ndarray]:
+        nonlocal tree
+        tree = _restored(target)
+        return {"whole": np.array(tree is not None)}
+
+    reused = bool(hosts.once(look)["whole"])
     if not reused:
-        checkpoints.save_tree(target, make(), {"inputs": text})
-    tree, _ = checkpoints.load_tree(target)
+        _replace(target, make(), json.dumps(inputs, sort_keys=True))
+    if tree is None:
+        tree, _ = checkpoints.load_tree(target)
     return tree, reused
+
+
+def target_of(path: Path, inputs: Any) -> Path:
+    """Returns the folder of a checkpoint that these inputs determine."""
+    text = json.dumps(inputs, sort_keys=True)
+    return path.with_name(f"{path.name}_{text_digest(text)}")
+
+
+def _restored(target: Path) -> dict[str, Any] | None:
+    """Returns what a checkpoint holds; None if there is none, or not a whole one."""
+    if not target.exists():
+        return None
+    try:
+        return checkpoints.load_tree(target)[0]
+    except ValueError as error:
+        _log.warning("made again: %s", error)
+        return None
+
+
+def _replace(target: Path, tree: Any, text: str) -> None:
+    """Saves a pytree under a name of its own, and then in place of what was there.
+
+    A run that is killed in between leaves the old checkpoint, or none.
+    """
+    new = target.with_name(f".{target.name}.new")
+
+    def clear() -> None:
+        # With what orbax has of one that is half written.
+        for path in new.parent.glob(f"{new.name}*"):
+            shutil.rmtree(path)
+        _check_space(new, tree)
+
+    _in_first_process(clear)
+    checkpoints.save_tree(new, tree, {"inputs": text})
+
+    def move() -> None:
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(new, target)
+
+    _in_first_process(move)
+
+
+def _check_space(target: Path, tree: Any) -> None:
+    """Checks that a pytree fits on the disk: orbax would leave part of it there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(tree))
+    if shutil.disk_usage(target.parent).free < size + _OVERHEAD:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+
+def _in_first_process(work: Callable[[], object]) -> None:
+    """Does something to files in one process, while the others wait."""
+    hosts.together(lambda: work() if jax.process_index() == 0 else None)

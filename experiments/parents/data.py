@@ -12,6 +12,11 @@ from jaxtyping import Float
 
 from zipjax.types import AnyArray
 
+NUM_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100} | {
+    f"noise{count}": count for count in (10, 100)
+}
+"""Of every dataset that :func:`load_dataset` knows."""
+
 _DECODED_TOGETHER = 1000
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -100,6 +101,9 @@ def train_network(
 
     Returns:
       The trained variables.
+
+    Raises:
+      ValueError: if the loss is not finite, naming the training and the epoch.
     """
     init_key, shuffle_key, augment_key = jax.random.split(key, 3)
     if start is None:
@@ -123,9 +127,20 @@ def train_network(
             state, collected = _step(
                 look, targets, state, collected, *batch, augment_key
             )
-        write(number, {name: float(x) for name, x in collected.compute().items()})
+        figures = {name: float(x) for name, x in collected.compute().items()}
+        write(number, figures)
+        _check_loss(title, number, figures["loss"])
     logging.info("%s: %s", title, collected.compute())
     return {"params": state.params, **state.others}
+
+
+def _check_loss(title: str, number: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"{title}: the loss of epoch {number + 1} is {loss}, so that the network "
+            "is lost: lower the training's learning_rate (config.train or "
+            "config.finetune), or check the data"
+        )
 
 
 def flipped(images: jax.Array, key: jax.Array) -> jax.Array:

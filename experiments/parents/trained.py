@@ -72,10 +72,8 @@ class Trainer:
 
     def parents(self, seed: int) -> Parents:
         """Returns the networks of a seed, one per task."""
-        config, count = self.config, self.config.num_tasks
-        split_key, *keys, start_key, merge_key = jax.random.split(
-            jax.random.key(seed), count + 3
-        )
+        config = self.config
+        split_key, *keys, start_key, merge_key = _keys(config, seed)
         chosen = _tasks(config, self.embeddings, split_key)
         start, recipe = None, config.train
         if config.init == "finetuned":
@@ -151,6 +149,14 @@ class Trainer:
         return writer.write_scalars
 
 
+def all_tasks(config: Config, embeddings: np.ndarray) -> list[Task]:
+    """Returns the tasks of the networks of all seeds."""
+    if config.classes:
+        return _tasks(config, embeddings)
+    keys = [_keys(config, seed)[0] for seed in config.seeds]
+    return [task for key in keys for task in _tasks(config, embeddings, key)]
+
+
 def pretrained(config: Config, network: nn.Module, split: Split) -> Parents:
     """Reads networks that were trained in PyTorch.
 
@@ -186,6 +192,11 @@ def pretrained(config: Config, network: nn.Module, split: Split) -> Parents:
         _with_ids(split, ids),
         {seed: jax.random.key(seed) for seed in config.seeds},
     )
+
+
+def _keys(config: Config, seed: int) -> jax.Array:
+    """Returns PRNG keys: of the split, of every network, of their start, of merging."""
+    return jax.random.split(jax.random.key(seed), config.num_tasks + 3)
 
 
 def _of_first_process(make: Callable[[], Variables]) -> Variables:

@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,15 +117,76 @@ def test_other_settings_do_not_reuse_networks(first_run, change):
     assert "reused" not in console.export_text()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def content(target):
+    """The files of a checkpoint that are not empty."""
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    return [path for path in files if path.stat().st_size]
+
+
+def empty(target, number):
+    for path in content(target):
+        path.write_bytes(b"")
+
+
+def flip(target, number):
+    """Flips a bit of one file."""
+    files = content(target)
+    path = files[number % len(files)]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [empty, flip])
+def test_a_damaged_checkpoint_is_told_and_made_again(tmp_path, caplog, damage):
+    folder, values = tmp_path / "seed0", {"x": np.arange(99.0)}
+    cache.remember(folder, [1], lambda: values)
+    (target,) = tmp_path.iterdir()
+    made = 0
+    for number in range(1 if damage is empty else len(content(target))):
+        damage(target, number)
+        caplog.clear()
+        found, reused = cache.remember(folder, [1], lambda: values)
+        np.testing.assert_array_equal(found["x"], values["x"])
+        # What changes no array, such as the time that orbax notes, is no damage.
+        assert reused == (
+            f"made again: the checkpoint at {str(target)!r}" not in caplog.text
+        )
+        made += not reused
+        assert list(tmp_path.iterdir()) == [target]
+        assert cache.remember(folder, [1], lambda: values)[1]
+    assert made >= (1 if damage is empty else 3)
+
+
+def test_a_disk_that_is_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(OSError, match=r"No space left .*seed0"):
+        cache.remember(tmp_path / "seed0", [1], lambda: {"x": np.ones(3)})
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_replaced_is_whole_at_any_time(tmp_path, monkeypatch):
+    """A run that dies after the new one was saved finds no damaged one again."""
     folder = tmp_path / "seed0"
     cache.remember(folder, [1], lambda: {"x": np.ones(3)})
     (target,) = tmp_path.iterdir()
-    for file in target.rglob("*"):
+    for file in list(target.rglob("*")):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(ValueError, match=target.name):
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache.os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
         cache.remember(folder, [1], lambda: {"x": np.ones(3)})
+    monkeypatch.undo()
+    assert not target.exists()
+    found, reused = cache.remember(folder, [1], lambda: {"x": np.full(3, 2.0)})
+    assert not reused
+    np.testing.assert_array_equal(found["x"], np.full(3, 2.0))
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_digits_are_real_and_disjoint():

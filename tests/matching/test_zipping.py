@@ -441,9 +441,9 @@ def test_num_units_is_one_models_width_by_default():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -0.1}, r"alpha=-0\.1.*\[0, 1\]"),
-        ({"alpha": np.nan}, r"alpha=nan.*\[0, 1\]"),
-        ({"beta": 1.5}, r"beta=1\.5.*\[0, 1\]"),
+        ({"alpha": -0.1}, r"alpha = -0\.1.*\[0, 1\]"),
+        ({"alpha": np.nan}, r"alpha = nan.*\[0, 1\]"),
+        ({"beta": 1.5}, r"beta = 1\.5.*\[0, 1\]"),
         ({"num_units": 0}, "num_units=0.*3 models of 2 units.*1 to 6"),
         ({"num_units": 7}, "num_units=7.*3 models of 2 units.*1 to 6"),
         (

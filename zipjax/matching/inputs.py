@@ -130,8 +130,8 @@ def check_fraction(name: str, value: float) -> float:
       The setting as a float.
 
     Raises:
-      ValueError: if it is outside ``[0, 1]`` or NaN.
+      ValueError: if it is no number, outside ``[0, 1]`` or NaN.
     """
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}={value}, but it must be in [0, 1]: pass a fraction")
+    if isinstance(value, str) or np.ndim(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} = {value!r} must lie in [0, 1]: pass a fraction")
     return float(value)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from zipjax.arguments import check_kind
 from zipjax.merging.carried import carried_leaves
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.matrices import Assignments, model_matrices
@@ -21,7 +22,7 @@ from zipjax.merging.weights import (
 )
 from zipjax.spec.entries import entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
-from zipjax.trees import check_same_keys, path_leaves
+from zipjax.trees import check_same_keys, not_finite, path_leaves
 from zipjax.types import PyTree
 
 
@@ -44,7 +45,8 @@ def merge_units(
 
     Raises:
       ValueError: if an assignment is missing or has another shape than ``[N*n]``, or
-        ``[*groups, N*n]`` for perms nested in groups.
+        ``[*groups, N*n]`` for perms nested in groups; if a merged parameter is not
+        finite, for the models' are not, or because it is beyond its dtype's range.
     """
     return merge_networks(Networks.of(models, spec, stop_at), assignments, weights)
 
@@ -56,6 +58,7 @@ def merge_networks(
 ) -> Merged:
     """Merges networks by given assignments; see :func:`merge_units`."""
     count = len(networks)
+    check_kind("assignments", assignments, Mapping)
     _check_assignments(networks, assignments)
     _check_trunks(networks)
     carried = carried_leaves(networks)
@@ -67,6 +70,7 @@ def merge_networks(
     before = one_or_each(networks.specs)
     trees = [heads_of(model) for model in networks.models]
     shared, heads, unmerge = _parts(networks, trees, averaged, matrices, shares)
+    _check_range(networks, (shared, *heads))
     widths = {perm: merge.shape[-2] for perm, (merge, _) in matrices.items()}
     after, structures = _outputs(before, widths, trees)
     own, _ = _outputs(before, {}, trees)
@@ -167,6 +171,22 @@ def _outputs(
         for tree in of_model
     ]
     return [spec for spec, _ in pairs], [structure for _, structure in pairs]
+
+
+def _check_range(networks: Networks, parts: Sequence[_Leaves]) -> None:
+    """Checks that no merged parameter is beyond the range of its dtype.
+
+    Sums of several units, and weights outside [0, 1], can be where no model's own
+    parameter is.
+    """
+    for part in parts:
+        for path in not_finite(part):
+            networks.check_finite()
+            raise ValueError(
+                f"the merged parameter {path!r} overflows {part[path].dtype}, though "
+                "the models' parameters are finite: cast the models to float32, or "
+                "merge with interpolation weights in [0, 1]"
+            )
 
 
 def _check_aligned(assignments: Assignments, num_models: int) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TypeAlias, TypeVar, cast
 
+from zipjax.arguments import check_function
+from zipjax.types import ApplyFn
+
 T = TypeVar("T")
 OneOrEach: TypeAlias = T | Sequence[T]
 
@@ -26,6 +29,20 @@ def each(values: OneOrEach[T], count: int, what: str) -> tuple[T, ...]:
             "them, or a sequence with one for each"
         )
     return tuple(values)
+
+
+def each_function(apply_fn: OneOrEach[ApplyFn], count: int) -> tuple[ApplyFn, ...]:
+    """Returns one function per model (or head), checked; see :func:`each`.
+
+    Raises:
+      ValueError: if their number differs from that of the models, or one is a module,
+        is not callable or cannot be hashed.
+    """
+    # A named tuple, such as Haiku's (init, apply), is no sequence of functions.
+    given = apply_fn if type(apply_fn) in (list, tuple) else (apply_fn,)
+    for function in cast(Sequence[ApplyFn], given):
+        check_function("apply_fn", function)
+    return each(apply_fn, count, "functions")
 
 
 def one_or_each(values: Sequence[T]) -> T | tuple[T, ...]:

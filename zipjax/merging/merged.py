@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.arguments import check_kind
+from zipjax.merging.each import OneOrEach, each, each_function, one_or_each
 from zipjax.merging.matrices import Assignments
 from zipjax.merging.stream_heads import StreamEnd, StreamHead
 from zipjax.merging.weights import Weights, fixed_weights
@@ -147,8 +148,9 @@ def known_origin(merged: Merged) -> Origin:
     """Returns how a merged model was made.
 
     Raises:
-      ValueError: if it does not know.
+      ValueError: if it does not know, or is no merged model.
     """
+    check_kind("merged", merged, Merged)
     if merged.origin is None:
         raise ValueError(
             "this merged model does not know how it was made (origin is None): pass "
@@ -184,8 +186,8 @@ def functions_of(
       ValueError: if the number of functions differs from that of the heads.
     """
     if not isinstance(model, Merged):
-        return [(call, model) for call in each(apply_fn, 1, "functions")]
-    functions = each(apply_fn, model.num_outputs, "functions")
+        return [(call, model) for call in each_function(apply_fn, 1)]
+    functions = each_function(apply_fn, model.num_outputs)
     if model.own is None:
         return [(call, model.params(k)) for k, call in enumerate(functions)]
     parts = zip(functions, stream_ends(model), model.heads, model.unmerge, strict=True)
@@ -276,9 +278,11 @@ def apply(apply_fn: OneOrEach[ApplyFn], merged: Merged, *inputs: PyTree) -> Any:
       The output, or a list with one output per head.
 
     Raises:
-      ValueError: if the number of functions differs from that of the heads.
+      ValueError: if the number of functions differs from that of the heads, or if this
+        is no merged model.
     """
-    functions = each(apply_fn, merged.num_outputs, "functions")
+    check_kind("merged", merged, Merged)
+    functions = each_function(apply_fn, merged.num_outputs)
     # Other origins, the same shapes: one compiled program.
     bare = dataclasses.replace(merged, origin=None)
     return _apply(one_or_each(functions), bare, *inputs)

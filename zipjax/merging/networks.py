@@ -5,6 +5,7 @@ import functools
 import zlib
 from collections.abc import Callable, Sequence
 
+from zipjax.arguments import check_kind, check_sequence
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import Merged, heads_of, known_origin
 from zipjax.merging.shared_trunk import common_stop, deepest_cut, is_one
@@ -14,6 +15,7 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import (
     check_models,
     host_array,
+    is_weight,
     not_finite,
     path_leaves,
     summary,
@@ -62,8 +64,9 @@ class Networks:
         Raises:
           ValueError: if they do not.
         """
+        check_sequence("models", models)
         _check_count(models)
-        specs = each(spec, len(models), "specs")
+        specs = _each_spec(spec, len(models))
         trees = first_heads(models)
         leaves = _checked_leaves(trees, specs)
         digest = functools.cache(lambda: fingerprint(trees, specs))
@@ -220,7 +223,18 @@ def source_of(models: Sequence[PyTree], spec: OneOrEach[PermutationSpec]) -> str
       models: parameter pytrees, or merged models.
       spec: the permutation spec, or a sequence with one per model.
     """
-    return fingerprint(first_heads(models), each(spec, len(models), "specs"))
+    check_sequence("models", models)
+    return fingerprint(first_heads(models), _each_spec(spec, len(models)))
+
+
+def _each_spec(
+    spec: OneOrEach[PermutationSpec], count: int
+) -> tuple[PermutationSpec, ...]:
+    """Returns one spec per model, after checking that they are specs."""
+    specs = each(spec, count, "specs")
+    for own in specs:
+        check_kind("spec", own, PermutationSpec)
+    return specs
 
 
 def _check_count(models: Sequence[PyTree]) -> None:
@@ -241,9 +255,25 @@ def _checked_leaves(
         shapes = [leaves[path].shape for leaves in all_leaves]
         if path in shared or _differs_in_perms(specs[0].entries[path], shapes):
             raise ValueError(_other_shapes(path, all_leaves))
-    for tree, spec in zip(trees, specs, strict=True):
+    for number, (tree, spec) in enumerate(zip(trees, specs, strict=True)):
         spec.validate(tree)
+        _check_units(number, path_leaves(tree), spec)
     return all_leaves
+
+
+def _check_units(number: int, leaves: Leaves, spec: PermutationSpec) -> None:
+    """Checks that all parameters with units hold floating-point numbers.
+
+    Others are carried over: their units would stay where the weights' units move.
+    """
+    for path, leaf in leaves.items():
+        if not is_weight(leaf) and any(any(axes_of(x)) for x in spec.entries[path]):
+            raise ValueError(
+                f"parameter {path!r} of model {number} is {leaf.dtype}, but the spec "
+                f"ties its axes to perms, {spec.entries[path]}, and only floating-"
+                "point numbers can be averaged: cast it to a floating dtype "
+                "(dequantised, if it is quantised), or give its axes no perms"
+            )
 
 
 def _differing(all_leaves: Sequence[Leaves], ignored: frozenset[str]) -> list[str]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zipjax.arguments import is_number, wrong
 from zipjax.spec.blocks import map_atoms
 from zipjax.spec.entries import Axis, Entries, atom_name, entry_names, rename
 from zipjax.spec.permutation_spec import Perm
@@ -132,10 +133,13 @@ def fixed_weights(weights: Weights | None) -> Weights | None:
 def _row(weights: Sequence[float] | None, num_models: int) -> np.ndarray:
     if weights is None:
         return np.ones(num_models, np.float32)
-    shares = np.asarray(weights, np.float64)
+    if isinstance(weights, str | bytes) or not isinstance(weights, Iterable):
+        raise wrong("weights", weights)
+    given = list(weights)
+    shares = np.array([x if is_number(x) else np.nan for x in given], np.float64)
     if shares.shape != (num_models,) or not np.isclose(shares.sum(), 1):
         raise ValueError(
-            f"weights = {list(weights)} are not interpolation weights of {num_models} "
+            f"weights = {given} are not interpolation weights of {num_models} "
             "models: pass one number per model, with sum 1"
         )
     return (num_models * shares).astype(np.float32)

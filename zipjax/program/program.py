@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex_core
+import numpy as np
 
+from zipjax.arguments import check_function
 from zipjax.trees import path_leaves
 from zipjax.types import ApplyFn, PyTree
 
@@ -142,8 +144,17 @@ def trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
       apply_fn: the forward pass in evaluation mode.
       params: parameter pytree, of arrays or of ``jax.ShapeDtypeStruct``.
       *inputs: the other inputs, of either kind.
+
+    Raises:
+      ValueError: if the function raises an exception, which is the error's cause.
     """
-    closed = jax.make_jaxpr(apply_fn)(params, *inputs)
+    check_function("apply_fn", apply_fn)
+    try:
+        closed = jax.make_jaxpr(apply_fn)(params, *inputs)
+    except CallError:
+        raise
+    except Exception as error:  # Whatever the user's function raises.
+        raise CallError(_cannot_be_called(inputs, error)) from error
     program = _Flattener().program(closed)
     paths = list(path_leaves(params))
     numbers = program.inputs
@@ -152,6 +163,28 @@ def trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program:
         equations=_needed(program),
         params=dict(zip(paths, numbers[: len(paths)], strict=True)),
         inputs=numbers[len(paths) :],
+    )
+
+
+class CallError(ValueError):
+    """The user's function cannot be called; a function around it adds nothing."""
+
+
+def _cannot_be_called(inputs: Sequence[PyTree], error: Exception) -> str:
+    """Says what was tried, what happened and what may be the reason."""
+    shapes = [np.shape(x) for x in jax.tree_util.tree_leaves(inputs)]
+    what = [line.rstrip(".") for line in str(error).strip().splitlines()[:1]]
+    several = (
+        f" A batch that is a tuple or list is {len(inputs)} inputs: choose among them "
+        "with inputs_of=, such as lambda batch: batch[0]."
+        if len(inputs) > 1
+        else ""
+    )
+    return (
+        f"apply_fn cannot be traced with these parameters and inputs of shapes "
+        f"{shapes}: {': '.join([type(error).__name__, *what])}. Check that it is in "
+        "evaluation mode, where it needs no PRNG keys (for dropout), and that inputs "
+        f"have the widths that it was made for.{several}"
     )
 
 

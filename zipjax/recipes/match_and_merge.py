@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax import hosts
+from zipjax.arguments import check_key
 from zipjax.merging.assembling import merge_networks
 from zipjax.merging.each import OneOrEach
 from zipjax.merging.merged import Merged
@@ -124,6 +125,7 @@ def _matched(
             f"recipe {recipe.name!r} matches perms in a random order: pass a PRNG key, "
             "key=jax.random.key(0)"
         )
+    check_key(key)
     return coordinate_ascent(
         start,
         problem.roots,

@@ -20,9 +20,11 @@ import functools
 from collections.abc import Mapping
 from typing import Literal
 
+from zipjax.arguments import check_kind
 from zipjax.matching.align import Reference, match_align
 from zipjax.matching.grouped import Matcher
 from zipjax.matching.identity import match_identity
+from zipjax.matching.inputs import check_fraction
 from zipjax.matching.zipping import match_zip
 from zipjax.recipes.ascent import Schedule
 from zipjax.similarity.measures import Metric, Similarity
@@ -123,7 +125,7 @@ def zipit(
       ValueError: if alpha or beta lies outside [0, 1].
     """
     matchers = _zip_matchers(alpha, beta, reference)
-    return Recipe("zipit", *matchers, Similarity(0.0), num_units=dict(num_units or {}))
+    return Recipe("zipit", *matchers, Similarity(0.0), num_units=_widths(num_units))
 
 
 def weight_zip(
@@ -150,7 +152,7 @@ def weight_zip(
     """
     matchers = _zip_matchers(alpha, beta, reference)
     similarity = Similarity(1.0, metric)
-    return Recipe("weight_zip", *matchers, similarity, schedule, dict(num_units or {}))
+    return Recipe("weight_zip", *matchers, similarity, schedule, _widths(num_units))
 
 
 def mudsc(
@@ -194,7 +196,8 @@ def mudsc(
         matchers = _align_matchers(reference)
     else:
         matchers = _zip_matchers(alpha, beta, reference)
-    similarity, widths = Similarity(balance, metric), dict(num_units or {})
+    check_fraction("balance", balance)
+    similarity, widths = Similarity(balance, metric), _widths(num_units)
     return Recipe(f"mudsc_{matching}", *matchers, similarity, schedule, widths)
 
 
@@ -206,11 +209,16 @@ def _align_matchers(reference: Reference) -> tuple[Matcher, Matcher]:
 def _zip_matchers(
     alpha: float, beta: float, reference: Reference
 ) -> tuple[Matcher, Matcher]:
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} = {value} must lie in [0, 1]")
+    check_fraction("alpha", alpha)
+    check_fraction("beta", beta)
     zipped = functools.partial(match_zip, alpha=alpha, beta=beta, overwrite=True)
     return zipped, _aligner(reference)
+
+
+def _widths(num_units: Mapping[str, int] | None) -> dict[str, int]:
+    if num_units is not None:
+        check_kind("num_units", num_units, Mapping)
+    return dict(num_units or {})
 
 
 def _aligner(reference: Reference) -> Matcher:

@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar, cast
 import numpy as np
 from jaxtyping import Float, Float64
 
+from zipjax.arguments import check_kind, check_values
 from zipjax.matching.grouped import Nest, match_nest
 from zipjax.merging.matrices import merged_units
 from zipjax.merging.networks import Networks
@@ -32,6 +33,9 @@ _SWEEPS = 10
 
 # Rows of two similarities that are blended at once, so that they stay in the cache.
 _TILE = 64
+
+# Relative to the largest second moment, so much asymmetry may come from rounding.
+_ROUNDING = 1e-3
 
 _T = TypeVar("_T")
 _Matrices: TypeAlias = Float[np.ndarray, "elements units units"]
@@ -365,6 +369,7 @@ def check_comparable(networks: Networks, recipe: Recipe) -> None:
       ValueError: if the spec has no perms though the recipe compares units, or if it
         compares weights that are not finite, naming these.
     """
+    check_kind("recipe", recipe, Recipe)
     if recipe.similarity is not None and networks.stop_at != 0:
         check_any_perms(networks.spec)
     if recipe.compares_weights:
@@ -398,13 +403,15 @@ def check_moments(
     """Returns the moments if they were collected for these networks.
 
     Raises:
-      ValueError: if there are none, or they are of other perms, units or models.
+      ValueError: if there are none, they are of other perms, units or models, or their
+        second moments are none: of no sample, negative, asymmetric or not finite.
     """
     if moments is None:
         raise ValueError(
             f"recipe {recipe.name!r} compares activations: pass "
             "moments=zipjax.collect_moments(apply_fn, models, spec, batches)"
         )
+    check_values("moments", moments, Moments)
     remedy = "Collect the moments with these models, in this order, and this spec."
     perms = networks.common_perms
     # Moments for one stop lack the perms after it; all lack those that cannot be read.
@@ -427,4 +434,37 @@ def check_moments(
                 f"the moments of perm {perm!r} were collected for {moment.source}, "
                 f"but these are {networks.source()}. {remedy}"
             )
+        _check_second_moments(perm, moment, spec.elements(perm) or 1)
     return moments
+
+
+def _check_second_moments(perm: str, moment: Moments, elements: int) -> None:
+    """Checks that moments are those of samples: enough, and of a real covariance."""
+    if not np.sum(moment.count) >= elements:
+        raise ValueError(
+            f"the moments of perm {perm!r} are of no sample (their count is "
+            f"{np.asarray(moment.count).tolist()}): add samples before matching"
+        )
+    m2 = _elements(np.asarray(moment.m2))
+    diagonal = np.diagonal(m2, axis1=-2, axis2=-1)
+    # Rounding may take a dead unit's second moment, a sum of squares, below 0.
+    largest = np.abs(diagonal).max(initial=0)
+    if not (np.isfinite(largest) and diagonal.min(initial=0) >= -_ROUNDING * largest):
+        raise ValueError(
+            f"the moments of perm {perm!r} have second moments from "
+            f"{diagonal.min():.3g} to {diagonal.max():.3g} on the diagonal of m2, "
+            "which sums squares: collect the moments again, or build them with "
+            "zipjax.Moments.of(samples)"
+        )
+    for first in range(0, m2.shape[-1], _TILE):
+        own = slice(first, first + _TILE)
+        gap = np.abs(m2[:, own] - np.swapaxes(m2[..., own], -1, -2)).max()
+        if not gap <= _ROUNDING * largest:
+            raise ValueError(
+                f"the m2 of the moments of perm {perm!r} differs from its transpose "
+                f"by {gap:.3g}, with {largest:.3g} as largest second moment: it must "
+                "be symmetric. Collect the moments again, or build them with "
+                "zipjax.Moments.of(samples)"
+            )
+    if moment.earlier is not None:
+        _check_second_moments(perm, moment.earlier, elements)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from zipjax.arguments import check_callable, check_kind, is_number, wrong
 from zipjax.markdown import markdown_table
 from zipjax.merging.assembling import merge_networks
 from zipjax.merging.each import OneOrEach
@@ -89,9 +90,11 @@ def search(
       All trials.
 
     Raises:
-      ValueError: if the grid is empty or has a single value in place of a list, if all
-        scores are NaN, or as :func:`zipjax.merge`.
+      ValueError: if the grid is empty or has a single value in place of a list, if a
+        score is no number or all are NaN, or as :func:`zipjax.merge`.
     """
+    check_kind("grid", grid, Mapping)
+    check_callable("make_recipe", make_recipe)
     for name, values in grid.items():
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
             raise ValueError(
@@ -114,7 +117,10 @@ def search(
         stopping = networks.stopping_at(options.get("stop_at"))
         assignments = match_networks(stopping, make_recipe(**parts), moments, key)
         merged = merge_networks(stopping, assignments, options.get("weights"))
-        trials.append(Trial(settings, float(score(merged))))
+        found = score(merged)
+        if not is_number(found):
+            raise wrong("score", found)
+        trials.append(Trial(settings, float(found)))
     if all(math.isnan(trial.score) for trial in trials):
         raise ValueError(
             f"the scores of all {len(trials)} trials are NaN, so that none is best: "

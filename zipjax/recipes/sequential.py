@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from zipjax.arguments import check_kind
 from zipjax.batches import InputsOf
 from zipjax.merging.assembling import merge_units
 from zipjax.merging.each import OneOrEach, one_or_each
@@ -114,6 +115,7 @@ def match_sequential(
 
 
 def _check_recipe(recipe: Recipe) -> None:
+    check_kind("recipe", recipe, Recipe)
     similarity = recipe.similarity
     if similarity is None or recipe.compares_weights:
         compared = "nothing" if similarity is None else "weights, in a random order"

@@ -4,6 +4,7 @@ A perm's units may be merged to more or fewer than a model has (``num_units``). 
 correlations show how much a width loses, the program how much it costs.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from zipjax.arguments import check_kind
 from zipjax.merging.networks import Networks
 from zipjax.program.layers import find_layers
 from zipjax.program.program import trace
@@ -77,6 +79,12 @@ def allot_units(
         raise ValueError(
             f"cost = {cost}, smallest = {smallest} and steps = {steps}: pass positive "
             "numbers, such as cost=1.0, smallest=0.5 and steps=8"
+        )
+    check_kind("recipe", recipe, Recipe)
+    if "num_units" not in inspect.signature(recipe.matcher).parameters:
+        raise ValueError(
+            f"recipe {recipe.name!r} merges units one to one, to the models' widths: "
+            "use one that zips, such as zipjax.zipit()"
         )
     networks = Networks.of(models, spec, stop_at)
     check_moments(networks, recipe, moments)

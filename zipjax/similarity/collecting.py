@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from zipjax import hosts
+from zipjax.arguments import check_key
 from zipjax.batches import InputsOf, input_batches
-from zipjax.merging.each import OneOrEach, each, one_or_each
+from zipjax.merging.each import OneOrEach, each_function, one_or_each
 from zipjax.merging.networks import Networks
 from zipjax.similarity.costs import PassPlan, pass_bytes, passes
 from zipjax.similarity.moments import Moments
@@ -112,8 +113,10 @@ def collect_moments(
         units were seen in one sample alone, if ``positions`` or ``memory_limit`` are
         too small, or if several passes are needed over what can be read only once.
     """
-    functions = each(apply_fn, len(models), "functions")
     networks = Networks.of(models, spec, stop_at)
+    functions = each_function(apply_fn, len(networks))
+    if key is not None:
+        check_key(key)
     check_any_perms(networks.spec)
     if not networks.perms:
         raise ValueError(
@@ -327,7 +330,7 @@ def _check_counts(moments: Mapping[str, Moments], networks: Networks) -> None:
         if count < 2:
             raise ValueError(
                 f"the units of perm {perm!r} were seen in {count} sample: one does not "
-                "tell units apart. PassPlan more inputs"
+                "tell units apart. Pass more inputs"
             )
         if count < networks.spec.units(perm):
             few.append(f"{perm!r} ({count} samples, {networks.spec.units(perm)} units)")

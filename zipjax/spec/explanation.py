@@ -1,5 +1,6 @@
 """A spec as text: its perms with their members, and what is frozen and why."""
 
+from zipjax.arguments import check_kind
 from zipjax.spec.entries import Entry, Family, Fixed, Product, Sum
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import collections
@@ -21,6 +22,7 @@ def explain(spec: PermutationSpec) -> str:
         w1[0]: declared
         w2[1]: declared
     """
+    check_kind("spec", spec, PermutationSpec)
     lines = [*_perm_lines(spec), "", *_frozen_lines(spec)]
     return "\n".join(lines)
 

@@ -217,8 +217,9 @@ class PermutationSpec:
         for cut in cuts[1:]:
             if stop_at == cut.name or stop_at in self._last_perms(cut):
                 return cut
-        if isinstance(stop_at, int) and 0 <= stop_at < len(cuts):
-            return cuts[stop_at]
+        whole = isinstance(stop_at, int) and not isinstance(stop_at, bool)
+        if whole and int(stop_at) in range(len(cuts)):
+            return cuts[int(stop_at)]
         valid = ", ".join(
             f"{c.number} ({c.name!r}, {c.layers} layers)" for c in self.cuts
         )
@@ -362,6 +363,7 @@ class PermutationSpec:
             notes = Notes.from_json(data["notes"]) if "notes" in data else None
             found = boundaries_from_json(data.get("boundaries", ()))
             unread = frozenset(data.get("unread", ()))
+            return cls(entries, perms, depths, notes, found, unread)
         except (
             KeyError,
             TypeError,
@@ -373,7 +375,6 @@ class PermutationSpec:
                 f"this is not a permutation spec in JSON: {error!r}. Read what "
                 "to_json wrote"
             ) from None
-        return cls(entries, perms, depths, notes, found, unread)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from zipjax.arguments import check_function, check_key, check_kind
 from zipjax.spec.blocks import map_atoms
 from zipjax.spec.entries import Axis, Entries, Entry, atom_name, entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
@@ -63,6 +64,8 @@ def permute_params(
       ValueError: if the spec does not fit the parameters, has no such perm, or if
         indices are no permutations of a perm's units.
     """
+    check_kind("spec", spec, PermutationSpec)
+    check_kind("permutations", permutations, Mapping)
     spec.validate(params)
     _check_permutations(spec, permutations)
 
@@ -128,6 +131,9 @@ def verify_spec(
     """
     if trials < 1:
         raise ValueError(f"trials = {trials}: pass at least 1")
+    check_function("apply_fn", apply_fn)
+    check_kind("spec", spec, PermutationSpec)
+    check_key(key)
     check_any_perms(spec)
     _check_parameters(params)
     params, inputs = _widened(apply_fn, params, inputs)

@@ -1,8 +1,5 @@
 """Early checks: functions and arguments whose spec cannot be inferred are refused."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,14 +22,7 @@ def checked_trace(apply_fn: ApplyFn, params: PyTree, *inputs: PyTree) -> Program
         raise ValueError("there are no parameters: pass a pytree of arrays")
     for path, leaf in leaves.items():
         check_leaf(path, leaf)
-    try:
-        return trace(apply_fn, params, *inputs)
-    except Exception as error:  # Whatever the user's function raises.
-        shapes = [_shape(x) for x in jax.tree_util.tree_leaves(inputs)]
-        raise ValueError(
-            f"the function cannot be traced with these parameters and inputs of shapes "
-            f"{shapes}: {type(error).__name__}: {error}"
-        ) from error
+    return trace(apply_fn, params, *inputs)
 
 
 def check_used(reading: Reading) -> None:
@@ -75,7 +65,3 @@ def _check_copies(reading: Reading) -> None:
                 "use the parameters that are passed as the first argument, or do not "
                 "pass this one"
             )
-
-
-def _shape(leaf: Any) -> tuple[int, ...]:
-    return tuple(np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape)

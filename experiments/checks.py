@@ -1,0 +1,236 @@
+"""A config's faults, all of them, before anything is loaded or trained."""
+
+import importlib.util
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.methods.rows import METHODS
+from experiments.parents.architectures import ARCHITECTURES
+from experiments.parents.data import NUM_CLASSES
+from experiments.parents.text_embeddings import CLASSES, ENCODERS
+from experiments.parents.train import Config
+from experiments.results import letter
+
+
+class Rule(NamedTuple):
+    """What a field's value must be, as a test and in words."""
+
+    fits: Callable[[Any], bool]
+    wanted: str
+
+
+def check_config(config: Config) -> None:
+    """Checks a config's fields.
+
+    Raises:
+      ValueError: listing all faults, each with the field, its value and the remedy.
+    """
+    faults = list(_field_faults(config))
+    # How fields fit together is clear only where each of them makes sense.
+    faults = faults or [*_class_faults(config), *_other_faults(config)]
+    if faults:
+        raise ValueError(f"the config cannot run: {'; '.join(faults)}")
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    known = sorted(names)
+    return Rule(lambda x: x in known, f"is unknown: choose among {known}")
+
+
+def _whole(least: int) -> Rule:
+    return Rule(
+        lambda x: _is_whole(x, least), f"must be a whole number from {least} on"
+    )
+
+
+def _or_none(rule: Rule) -> Rule:
+    return Rule(lambda x: x is None or rule.fits(x), f"{rule.wanted}, or None")
+
+
+def _is_whole(x: Any, least: int) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x >= least
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and math.isfinite(x)
+
+
+def _is_sequence(x: Any) -> bool:
+    return isinstance(x, tuple | list)
+
+
+def _are_rows(x: Any) -> bool:
+    return _is_sequence(x) and set(x) <= set(METHODS) and not _twice(x)
+
+
+def _are_positions(x: Any) -> bool:
+    return x in ("all", "few") or (isinstance(x, str) and x.isdecimal() and int(x) > 0)
+
+
+def _twice(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+_BOOL = Rule(lambda x: isinstance(x, bool), "must be True or False")
+_FRACTION = Rule(lambda x: _is_number(x) and 0 <= x <= 1, "must lie in [0, 1]")
+_FRACTIONS = Rule(
+    lambda x: _is_sequence(x) and len(x) > 0 and all(map(_FRACTION.fits, x)),
+    "must be a tuple of numbers in [0, 1], at least one",
+)
+_POSITIVE = Rule(lambda x: _is_number(x) and x > 0, "must be a positive number")
+_NOT_NEGATIVE = Rule(lambda x: _is_number(x) and x >= 0, "must be a number from 0 on")
+_ROWS = Rule(_are_rows, f"must be different names among {sorted(METHODS)}")
+_TRAINING = {
+    "epochs": _whole(1),
+    "batch_size": _whole(1),
+    "learning_rate": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "flip": _BOOL,
+    "crop": _whole(0),
+}
+_ZIP = {"alpha": _FRACTION, "beta": _FRACTION}
+_IMAGES = ("calibration_images", "search_images", "refit_images", "test_images")
+RULES: dict[str, Rule] = {
+    "dataset": _one_of(NUM_CLASSES),
+    "examples": _or_none(_whole(1)),
+    "class_names": _or_none(_one_of(CLASSES)),
+    "text_encoder": _one_of(ENCODERS),
+    "tasks": _one_of(("split", "prime_odd")),
+    "num_tasks": _whole(2),
+    "seeds": Rule(
+        lambda x: (
+            _is_sequence(x)
+            and len(x) > 0
+            and all(_is_whole(seed, 0) for seed in x)
+            and not _twice(x)
+        ),
+        "must be different whole numbers from 0 on, at least one",
+    ),
+    "model": _one_of(ARCHITECTURES),
+    "init": _one_of(("scratch", "finetuned")),
+    **{f"train.{name}": rule for name, rule in _TRAINING.items()},
+    **{f"finetune.{name}": rule for name, rule in _TRAINING.items()},
+    "batch_size": _whole(1),
+    **dict.fromkeys(_IMAGES, _or_none(_whole(1))),
+    "ddof": Rule(lambda x: x in (0, 1), "must be 0 or 1"),
+    "positions": Rule(_are_positions, "must be 'all', 'few', or a number from '1' on"),
+    "reset_parents": _BOOL,
+    "rows": _ROWS,
+    "partial_rows": _ROWS,
+    "cuts": _whole(0),
+    "cut_layers": Rule(
+        lambda x: _is_sequence(x) and all(_is_whole(k, 1) for k in x) and not _twice(x),
+        "must be different numbers of layers from 1 on, or ()",
+    ),
+    "inferred": _BOOL,
+    **{f"zipit.{name}": rule for name, rule in _ZIP.items()},
+    **{f"partial_zipit.{name}": rule for name, rule in _ZIP.items()},
+    "cost": _POSITIVE,
+    "partial_cost": _POSITIVE,
+    **{f"grid.{name}": _FRACTIONS for name in ("alpha", "beta", "balance")},
+    "plane.points": _whole(0),
+    "plane.images": _whole(1),
+    "tensorboard": _BOOL,
+    "smoke": _BOOL,
+}
+"""By field. Those that are not listed may have any value, or are checked together."""
+
+
+def _field_faults(config: Config) -> Iterator[str]:
+    for field, (fits, wanted) in RULES.items():
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        if not fits(value):
+            yield f"config.{field} = {value!r} {wanted}"
+
+
+def _class_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong about the classes and their tasks."""
+    count, tasks = NUM_CLASSES[config.dataset], config.num_tasks
+    names = config.class_names
+    if names is None and config.dataset not in CLASSES:
+        yield (
+            "config.class_names = None, but config.dataset = "
+            f"{config.dataset!r} has no names of its own: choose among "
+            f"{sorted(CLASSES)}"
+        )
+    if names is not None and len(CLASSES[names].names) != count:
+        yield (
+            f"config.class_names = {names!r} are {len(CLASSES[names].names)} classes, "
+            f"but config.dataset = {config.dataset!r} has {count}: choose names of all"
+        )
+    if config.classes:
+        yield from _listed_faults(config.classes, tasks, count)
+    elif config.tasks == "split" and count % tasks:
+        yield (
+            f"config.num_tasks = {tasks} does not divide the {count} classes of "
+            f"config.dataset = {config.dataset!r}: choose a divisor"
+        )
+    elif config.tasks == "prime_odd" and (tasks, count) != (2, 10):
+        yield (
+            f"config.tasks = 'prime_odd' is 2 tasks on the digits, not {tasks} on "
+            f"{config.dataset!r}: set config.num_tasks=2 and config.dataset=digits"
+        )
+    guilty = [row for row in config.rows if METHODS[row].refit == "ensemble"]
+    if guilty and config.tasks == "prime_odd" and not config.classes:
+        yield (
+            f"config.rows has {guilty}, which refit to an ensemble of tasks with "
+            "classes of their own, but those of config.tasks = 'prime_odd' share their "
+            "images: leave these rows out"
+        )
+
+
+def _listed_faults(classes: Collection[Any], tasks: int, count: int) -> Iterator[str]:
+    if not all(map(_is_sequence, classes)):
+        yield f"config.classes = {classes!r} must be one tuple of classes per task"
+        return
+    listed = [k for own in classes for k in own]
+    if len(classes) != tasks or not all(classes):
+        yield (
+            f"config.classes lists {[len(own) for own in classes]} classes for "
+            f"config.num_tasks = {tasks} tasks: list some for each"
+        )
+    missing, strange = set(range(count)) - {*listed}, {*listed} - set(range(count))
+    if missing or strange or _twice(listed):
+        yield (
+            f"config.classes lacks {sorted(missing)}, has {_twice(listed)} twice and "
+            f"{sorted(strange, key=str)} that do not exist: give each of the {count} "
+            "classes to one task, or pass () to draw them"
+        )
+
+
+def _other_faults(config: Config) -> Iterator[str]:
+    fields = set(inspect.signature(ARCHITECTURES[config.model].make).parameters)
+    if unknown := sorted(set(config.network) - fields):
+        yield (
+            f"config.network has {unknown}, which config.model = {config.model!r} does "
+            f"not: choose among {sorted(fields - {'parent', 'name', 'outputs'})}"
+        )
+    if config.checkpoints is not None and not config.smoke:
+        yield from _checkpoint_faults(config)
+    if config.tensorboard and importlib.util.find_spec("tensorflow") is None:
+        yield (
+            "config.tensorboard = True needs TensorFlow, which is not installed: "
+            'pip install "zipjax[tensorboard]"'
+        )
+
+
+def _checkpoint_faults(config: Config) -> Iterator[str]:
+    if not config.classes:
+        yield (
+            "config.classes = () does not say which classes the networks in "
+            f"config.checkpoints = {config.checkpoints!r} know: list those of each"
+        )
+    folder, count = Path(config.checkpoints), config.num_tasks
+    names = [f"model_{letter(k).lower()}.safetensors" for k in range(count)]
+    files = [*names, "class_embeddings.npy", "train_ids.json"]
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        yield (
+            f"config.checkpoints = {config.checkpoints!r} lacks {missing}: pass the "
+            "folder that holds them"
+        )

@@ -1,0 +1,330 @@
+"""A config's faults are told at once, before anything is trained or written."""
+
+import io
+import os
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import experiment as experiment_module
+from experiments.checks import RULES, check_config
+from experiments.defaults import default
+from experiments.experiment import Experiment
+from experiments.parents import cache, data
+from experiments.parents.trained import Trainer
+from experiments.results import Result
+from experiments.workdirs import claimed
+from tests.networks import randomise
+
+
+def config_of(**changes):
+    config = default("Digits", "mlp", hidden=(8,))
+    config.seeds = (0,)
+    if changes.get("model") == "vit":
+        config.network = ConfigDict({"width": 8, "depth": 1, "heads": 2})
+    with config.ignore_type():
+        config.update_from_flattened_dict(
+            {name.replace("__", "."): value for name, value in changes.items()}
+        )
+    return config
+
+
+def experiment(workdir, **changes):
+    console = Console(file=io.StringIO(), record=True, width=120)
+    return Experiment(config_of(**changes), workdir, console)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "foo"}, r"config.init = 'foo' .*'finetuned', 'scratch'"),
+        ({"dataset": "mnist"}, "config.dataset = 'mnist' .*'digits'"),
+        ({"model": "resnet18"}, "config.model = 'resnet18' .*'resnet20'"),
+        ({"text_encoder": "bert"}, "config.text_encoder = 'bert' .*'minilm'"),
+        ({"tasks": "odd"}, "config.tasks = 'odd' .*'prime_odd'"),
+        ({"seeds": ()}, r"config.seeds = \(\) .*at least one"),
+        ({"seeds": (1, 1)}, r"config.seeds = \(1, 1\) .*different"),
+        ({"rows": ("average", "average")}, "config.rows = .*different names"),
+        ({"rows": ("magic",)}, "config.rows = .*'magic'.*'zipit'"),
+        ({"partial_rows": ("magic",)}, "config.partial_rows = .*'magic'"),
+        ({"zipit__alpha": 2.0}, r"config.zipit.alpha = 2.0 must lie in \[0, 1\]"),
+        ({"partial_zipit__beta": -0.5}, "config.partial_zipit.beta = -0.5"),
+        ({"grid__balance": ()}, r"config.grid.balance = \(\) .*at least one"),
+        ({"grid__alpha": (0.5, 2)}, r"config.grid.alpha = \(0.5, 2\)"),
+        ({"num_tasks": 1}, "config.num_tasks = 1 must be .* 2 on"),
+        ({"num_tasks": 3}, "config.num_tasks = 3 does not divide the 10 classes"),
+        ({"classes": ((0, 1), (2, 3))}, r"config.classes lacks \[4, 5, 6, 7, 8, 9\]"),
+        ({"classes": (range(5), range(5, 10))}, "must be one tuple of classes per"),
+        ({"classes": (tuple(range(10)),)}, r"lists \[10\] classes .*num_tasks = 2"),
+        (
+            {"classes": (tuple(range(6)), tuple(range(5, 10)))},
+            r"config.classes lacks \[\], has \[5\] twice",
+        ),
+        (
+            {"class_names": "cifar100"},
+            "'cifar100' are 100 classes, but .*'digits' .*10",
+        ),
+        ({"dataset": "noise10"}, "config.class_names = None, .*'noise10'.*'cifar10'"),
+        ({"tasks": "prime_odd", "num_tasks": 4}, "'prime_odd' is 2 tasks .* not 4"),
+        (
+            {"tasks": "prime_odd", "rows": ("zipit_refit_ensemble",)},
+            r"config.rows has \['zipit_refit_ensemble'\].*leave",
+        ),
+        ({"train__epochs": 0}, "config.train.epochs = 0 .*from 1 on"),
+        (
+            {"finetune__learning_rate": float("nan")},
+            "config.finetune.learning_rate = n",
+        ),
+        ({"batch_size": 0}, "config.batch_size = 0"),
+        ({"test_images": 0}, "config.test_images = 0 .*or None"),
+        ({"ddof": 2}, "config.ddof = 2 must be 0 or 1"),
+        ({"positions": "some"}, "config.positions = 'some' must be 'all', 'few'"),
+        ({"cost": 0.0}, "config.cost = 0.0 must be a positive"),
+        ({"cut_layers": (0,)}, r"config.cut_layers = \(0,\)"),
+        ({"network__width": 3}, r"config.network has \['width'\].*'hidden'"),
+        ({"checkpoints": "nowhere"}, "'nowhere' lacks .*'model_a.safetensors'"),
+        ({"plane__points": -1}, "config.plane.points = -1"),
+    ],
+)
+def test_a_fault_names_the_field_and_the_remedy(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(config_of(**changes))
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ValueError, match=r"init.*zipit.alpha") as error:
+        check_config(config_of(init="foo", seeds=(1, 1), zipit__alpha=2.0))
+    assert "config.seeds" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_field_with_a_rule_exists_and_its_default_fits():
+    config = config_of()
+    check_config(config)
+    fields = {name.split(".")[0] for name in RULES}
+    # Text for people, a folder, sizes and classes that are checked together.
+    free = {"title", "data_dir", "checkpoints", "network", "classes", "distributed"}
+    assert set(config) == fields | free
+
+
+def test_the_number_of_classes_is_that_of_the_data():
+    for name in ("digits", "noise10", "noise100"):
+        assert data.load_dataset(name).num_classes == data.NUM_CLASSES[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cut_layers": (99,)}, r"cut_layers \[99\].*\[1\]"),
+        ({"test_images": 2}, "none of the 2 images that config.test_images leaves"),
+        ({"plane__images": 2}, "none of the 2 images that config.plane.images leaves"),
+        (
+            {"rows": ("mudsc_zip",), "search_images": 2},
+            "none of the 2 images that config.search_images leaves",
+        ),
+    ],
+)
+def test_what_the_data_and_the_spec_tell_is_told_before_training(
+    tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(Trainer, "trained", None)
+    with pytest.raises(ValueError, match=message):
+        experiment(tmp_path, **changes)
+    # Nothing is drawn, nothing is searched: neither number matters.
+    experiment(tmp_path, plane__points=0, plane__images=2, search_images=2, rows=())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_table_is_printed_though_it_cannot_be_saved(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device", "results.csv")
+
+    monkeypatch.setattr(experiment_module.report, "write_report", full)
+    found = experiment(tmp_path)
+    results = [
+        Result(f"Model {name}", 0, 1.0, 0.5, (0.25, 0.75)) for name in ("A", "B")
+    ]
+    with pytest.raises(OSError, match="table above cannot be saved: No space left"):
+        found.write(results, [])
+    assert "Model B" in found.console.export_text()
+
+
+def test_a_training_that_diverges_names_the_network_and_the_epoch(tmp_path):
+    found = experiment(tmp_path, train__learning_rate=1e30, train__epochs=3)
+    with pytest.raises(ValueError, match=r"train seed0_A: the loss of epoch \d is nan"):
+        next(found.parents())
+
+
+@pytest.mark.parametrize("name", ["title", "model", "tasks", "init", "smoke"])
+def test_a_folder_belongs_to_one_config(tmp_path, name):
+    with claimed(tmp_path, config_of(rows=("average",))):
+        pass
+    with claimed(tmp_path, config_of(rows=("permute",), seeds=(1,))):
+        pass
+    before = (tmp_path / "config.json").read_bytes()
+    value = {"smoke": True}.get(name, "other")
+    message = f"another config .*{name} = .*, not {value!r}.*--workdir"
+    with (
+        pytest.raises(ValueError, match=message),
+        claimed(tmp_path, config_of(**{name: value})),
+    ):
+        pass
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_is_one_runs_until_it_ends(tmp_path):
+    message = rf"another run .*process {os.getpid()} on .*--workdir"
+    with (
+        claimed(tmp_path, config_of()),
+        pytest.raises(ValueError, match=message),
+        claimed(tmp_path, config_of()),
+    ):
+        pass
+    with claimed(tmp_path, config_of()):
+        assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"title": "Digits"}', "[" * 9999])
+def test_a_damaged_note_of_the_config_is_told(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with (
+        pytest.raises(ValueError, match=r"config.json' does not say whose"),
+        claimed(tmp_path, config_of()),
+    ):
+        pass
+
+
+# What every field of a config changes: networks, their moments, or only what is made
+# of these. Values differ from the defaults.
+CHANGES = {
+    "networks": {
+        "dataset": "noise10",
+        "examples": 20,
+        "class_names": "cifar10",
+        "tasks": "prime_odd",
+        "num_tasks": 5,
+        "classes": (tuple(range(0, 10, 2)), tuple(range(1, 10, 2))),
+        "seeds": (7,),
+        "model": "vit",
+        "network.hidden": (9,),
+        "init": "finetuned",
+        "train.epochs": 7,
+        "train.batch_size": 7,
+        "train.learning_rate": 0.7,
+        "train.weight_decay": 0.7,
+        "train.flip": True,
+        "train.crop": 1,
+    },
+    "moments": {
+        "batch_size": 7,
+        "calibration_images": 70,
+        "positions": "few",
+        "inferred": True,
+    },
+    "neither": {
+        "title": "Other",
+        "data_dir": "elsewhere",
+        "finetune.epochs": 7,
+        "finetune.batch_size": 7,
+        "finetune.learning_rate": 0.7,
+        "finetune.weight_decay": 0.7,
+        "finetune.flip": True,
+        "finetune.crop": 1,
+        "search_images": 70,
+        "refit_images": 70,
+        "test_images": 70,
+        # There is no BatchNorm; moments depend on the networks as they are then.
+        "reset_parents": True,
+        "ddof": 1,
+        "rows": ("average",),
+        "partial_rows": (),
+        "cuts": 1,
+        "cut_layers": (1,),
+        "zipit.alpha": 0.7,
+        "zipit.beta": 0.7,
+        "partial_zipit.alpha": 0.7,
+        "partial_zipit.beta": 0.7,
+        "cost": 0.7,
+        "partial_cost": 0.7,
+        "grid.alpha": (0.7,),
+        "grid.beta": (0.7,),
+        "grid.balance": (0.7,),
+        "plane.points": 3,
+        "plane.images": 70,
+    },
+}
+# These need packages, files or other processes, or replace all of the config.
+UNTRIED = {"text_encoder", "checkpoints", "distributed", "tensorboard", "smoke"}
+FINE = [f"finetune.{name}" for name in config_of().finetune]
+
+
+class Stop(Exception):
+    """The moments' name is known: they need not be collected."""
+
+
+def names_of(workdir, monkeypatch, changes):
+    """Returns the names of the networks and of the moments that a config needs.
+
+    A digest of all that they depend on is part of their names. Networks are not
+    trained, but drawn by that digest.
+    """
+    found = experiment(workdir, **{k.replace(".", "__"): x for k, x in changes.items()})
+    images, _ = next(found.test.batches(1))
+    shapes = jax.eval_shape(found.network.init, jax.random.key(0), images)
+    names = []
+
+    def drawn(path, inputs, make):
+        names.append(cache.target_of(path, inputs).name)
+        if path.parent.name == "moments":
+            raise Stop
+        return randomise(shapes, int(names[-1].rpartition("_")[2], 16)), False
+
+    monkeypatch.setattr(cache, "remember", drawn)
+    with pytest.raises(Stop):
+        found.prepare(next(found.parents()))
+    return names[:-1], names[-1:]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("usual")
+        start = {"init": "finetuned"}
+        return [names_of(folder, patch, own) for own in ({}, start)]
+
+
+CASES = [(kind, *item) for kind, own in CHANGES.items() for item in own.items()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"), CASES, ids=[field for _, field, _ in CASES]
+)
+def test_what_depends_on_a_field_is_made_again(
+    usual, tmp_path, monkeypatch, kind, field, value
+):
+    along = {"class_names": "digits"} if field == "dataset" else {}
+    networks, moments = names_of(tmp_path, monkeypatch, {field: value, **along})
+    assert (set(networks) != set(usual[0][0])) == (kind == "networks")
+    assert (moments != usual[0][1]) == (kind != "neither")
+
+
+@pytest.mark.parametrize("field", FINE)
+def test_fine_tuned_networks_depend_on_their_training(
+    usual, tmp_path, monkeypatch, field
+):
+    change = {"init": "finetuned", field: CHANGES["neither"][field]}
+    networks, moments = names_of(tmp_path, monkeypatch, change)
+    # The network that they start from does not.
+    kept = set(networks) & set(usual[1][0])
+    assert [name.rpartition("_")[0] for name in kept] == ["seed0_start"]
+    assert moments != usual[1][1]
+
+
+def test_every_field_was_tried():
+    config = config_of()
+    tried = {field for _, field, _ in CASES} | UNTRIED
+    nested = {name for name, x in config.items() if isinstance(x, ConfigDict)}
+    fields = {f"{name}.{own}" for name in nested for own in config[name]}
+    assert fields | (set(config) - nested) == tried
