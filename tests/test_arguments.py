@@ -69,6 +69,10 @@ def moments_of(batch, apply_fn=dense_apply, **options):
     return zipjax.collect_moments(apply_fn, MODELS, SPEC, [batch], **options)
 
 
+def averaged():
+    return zipjax.merge(MODELS, SPEC, zipjax.average())
+
+
 def search(recipe=zipjax.average, grid=None, score=lambda merged: 1.0):
     grid = {"stop_at": [1, 2]} if grid is None else grid
     return zipjax.search(MODELS, SPEC, recipe, grid, score)
@@ -203,6 +207,14 @@ CALLS = {
     "apply parameters": (
         lambda: zipjax.apply(dense_apply, MODELS[0], X),
         "merged is a dict .*zipjax.merge",
+    ),
+    "refit parameters": (
+        lambda: zipjax.refit(dense_apply, MODELS, MODELS[0], [X]),
+        "merged is a dict .*zipjax.merge",
+    ),
+    "refit a generator": (
+        lambda: zipjax.refit(dense_apply, iter(MODELS), averaged(), [X]),
+        "models is a list_iterator: pass a list",
     ),
     "repair parameters": (
         lambda: zipjax.repair(dense_apply, MODELS, MODELS[0], [X]),

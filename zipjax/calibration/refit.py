@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from zipjax import hosts
+from zipjax.arguments import check_kind, check_sequence
 from zipjax.batches import InputsOf, input_batches
 from zipjax.calibration.passes import Budget, Pass, traced_network
 from zipjax.calibration.solve import solve_layer
@@ -112,6 +113,8 @@ def refit(
             f"ridge = {ridge} and sweeps = {sweeps}: pass finite numbers from 0 on, "
             "such as ridge=1e-3 and sweeps=4"
         )
+    check_kind("merged", merged, Merged)
+    check_sequence("models", models)
     _check_one_function(merged)
     networks = Networks.parents_of(merged, models)
     networks.check_finite()

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax import hosts
+from zipjax.arguments import check_kind, check_sequence
 from zipjax.batches import InputsOf, input_batches, sample_average
 from zipjax.calibration.passes import Pass, traced_network
 from zipjax.calibration.solve import Affine, measure_affine
@@ -115,6 +116,8 @@ def repair(
       ValueError: if there are no batches, if one is empty or holds NaN, if statistics
         are not finite, or if the models are not those that were merged.
     """
+    check_kind("merged", merged, Merged)
+    check_sequence("models", models)
     functions = each(apply_fn, len(models), "functions")
     networks, origin = Networks.parents_of(merged, models), known_origin(merged)
     matrices = model_matrices(origin.assignments, networks.spec, len(networks))

@@ -125,7 +125,7 @@ def collect_moments(
         )
     stops = stop_at is not None
     trunk = stops or len(set(networks.specs)) > 1
-    reading = BatchStep(
+    batch_step = BatchStep(
         one_or_each(functions),
         one_or_each(networks.specs),
         networks.perms if trunk else None,
@@ -136,7 +136,7 @@ def collect_moments(
     draws = jax.random.key(0) if key is None else key
     for own in _planned(networks, batches, memory_limit):
         stream = functools.partial(input_batches, batches, inputs_of)
-        found = _Collector(reading, own, networks.trees, devices).over(stream, draws)
+        found = _Collector(batch_step, own, networks.trees, devices).over(stream, draws)
         for perm, sums in found.items():
             panels.setdefault(perm, []).append((own.start, sums))
     moments = {
@@ -154,12 +154,14 @@ class _Collector:
 
     def __init__(
         self,
-        reading: BatchStep,
+        batch_step: BatchStep,
         own: PassPlan,
         trees: Sequence[PyTree],
         devices: Sequence[Any] | None,
     ) -> None:
-        self._reading = dataclasses.replace(reading, only=own.perms, height=own.height)
+        self._batch_step = dataclasses.replace(
+            batch_step, only=own.perms, height=own.height
+        )
         self._start, self._trees, self._devices = own.start, trees, devices
         self._sums: dict[Placement, Sums] = {}
         self._models: dict[Placement, list[PyTree]] = {}
@@ -187,18 +189,18 @@ class _Collector:
         place = placement_of(arrays, self._trees, self._devices)
         inputs = place.inputs(arrays)
         example = place.example(inputs)
-        self._reading.trace(self._trees, example)
+        self._batch_step.trace(self._trees, example)
         if place not in self._models:
             # The parameters are copied to every device once, not with every batch.
             self._models[place] = place.models(self._trees)
         if place not in self._sums:
-            self._sums[place] = place.sums(self._reading.empty(self._trees, example))
+            self._sums[place] = place.sums(self._batch_step.empty(self._trees, example))
         if not place.spans_hosts:
             key = jax.random.fold_in(key, jax.process_index())
         # This batch was read and sent while the one before ran. No more are ahead, or
         # they would fill the devices.
         sums = jax.block_until_ready(self._sums[place])
-        step, start = place.step(self._reading), np.int32(self._start)
+        step, start = place.step(self._batch_step), np.int32(self._start)
         self._sums[place] = step(sums, self._models[place], inputs, key, start)
 
     def _fetch(self) -> None:

@@ -55,11 +55,11 @@ class LocalDevices:
 
         return jax.tree_util.tree_map(put, empty)
 
-    def step(self, reading: BatchStep) -> Step:
+    def step(self, step: BatchStep) -> Step:
         """Returns the step; each device reads its share of the positions."""
-        most = reading.positions
+        most = step.positions
         share = None if most is None else -(-most // len(self.devices))
-        return _mapped(dataclasses.replace(reading, positions=share), self.devices)
+        return _mapped(dataclasses.replace(step, positions=share), self.devices)
 
     def parts(self, sums: Sums) -> list[Sums]:
         """Returns every device's sums, on the host."""
@@ -114,9 +114,9 @@ class UserMesh:
         """Returns the sums, second moments sharded by rows."""
         return jax.tree_util.tree_map(jax.device_put, empty, self.shardings(empty))
 
-    def step(self, reading: BatchStep) -> Step:
+    def step(self, step: BatchStep) -> Step:
         """Returns the step, which XLA divides among the mesh."""
-        return _sharded(reading, self)
+        return _sharded(step, self)
 
     def parts(self, sums: Sums) -> list[Sums]:
         """Returns the sums of the whole mesh, on the host."""
@@ -186,10 +186,10 @@ def _mesh(devices: tuple[Any, ...]) -> Mesh:
 
 
 @functools.lru_cache(maxsize=16)
-def _mapped(reading: BatchStep, devices: tuple[Any, ...]) -> Step:
+def _mapped(step: BatchStep, devices: tuple[Any, ...]) -> Step:
     def add(sums: Sums, models: Any, inputs: Any, key: Array, start: Any) -> Sums:
         own = jax.random.fold_in(key, jax.lax.axis_index("devices"))
-        return reading.add(sums, models, inputs, own, start)
+        return step.add(sums, models, inputs, own, start)
 
     return jax.pmap(
         add,
@@ -201,9 +201,9 @@ def _mapped(reading: BatchStep, devices: tuple[Any, ...]) -> Step:
 
 
 @functools.lru_cache(maxsize=16)
-def _sharded(reading: BatchStep, place: UserMesh) -> Step:
+def _sharded(step: BatchStep, place: UserMesh) -> Step:
     def add(sums: Sums, *arguments: Any) -> Sums:
-        new = reading.add(sums, *arguments)
+        new = step.add(sums, *arguments)
         return jax.lax.with_sharding_constraint(new, place.shardings(new))
 
     return jax.jit(add, donate_argnums=0)
