@@ -200,7 +200,7 @@ class _Collector:
         # This batch was read and sent while the one before ran. No more are ahead, or
         # they would fill the devices.
         sums = jax.block_until_ready(self._sums[place])
-        step, start = place.step(self._batch_step), np.int32(self._start)
+        step, start = place.compiled(self._batch_step), np.int32(self._start)
         self._sums[place] = step(sums, self._models[place], inputs, key, start)
 
     def _fetch(self) -> None:

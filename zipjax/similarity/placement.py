@@ -55,8 +55,8 @@ class LocalDevices:
 
         return jax.tree_util.tree_map(put, empty)
 
-    def step(self, step: BatchStep) -> Step:
-        """Returns the step; each device reads its share of the positions."""
+    def compiled(self, step: BatchStep) -> Step:
+        """Returns the compiled step; each device reads its share of the positions."""
         most = step.positions
         share = None if most is None else -(-most // len(self.devices))
         return _mapped(dataclasses.replace(step, positions=share), self.devices)
@@ -114,8 +114,8 @@ class UserMesh:
         """Returns the sums, second moments sharded by rows."""
         return jax.tree_util.tree_map(jax.device_put, empty, self.shardings(empty))
 
-    def step(self, step: BatchStep) -> Step:
-        """Returns the step, which XLA divides among the mesh."""
+    def compiled(self, step: BatchStep) -> Step:
+        """Returns the compiled step, which XLA divides among the mesh."""
         return _sharded(step, self)
 
     def parts(self, sums: Sums) -> list[Sums]:
