@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zipjax.program.canonical import fragment, run
+from zipjax.program.canonical import fragment, run_fragment
 from zipjax.program.program import trace, values_of
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
@@ -54,7 +54,7 @@ def test_constants_closed_over_are_data():
     assert parts[0][0].program == parts[1][0].program
     for shift, (part, program) in zip(shifts, parts, strict=True):
         given = part.arguments({}, dict(zip(program.inputs, [X], strict=True)))
-        np.testing.assert_allclose(run(part.program, given)[0], X + shift)
+        np.testing.assert_allclose(run_fragment(part.program, given)[0], X + shift)
 
 
 def test_blocks_of_a_network_are_one_program():
@@ -68,6 +68,8 @@ def test_blocks_of_a_network_are_one_program():
     first = fragment(program, program.inputs, middle)
     second = fragment(program, middle, values_of(program.outputs))
     assert first.program == second.program
-    (half,) = run(first.program, first.arguments(params, {program.inputs[0]: X}))
-    (found,) = run(second.program, second.arguments(params, {middle[0]: half}))
+    (half,) = run_fragment(
+        first.program, first.arguments(params, {program.inputs[0]: X})
+    )
+    (found,) = run_fragment(second.program, second.arguments(params, {middle[0]: half}))
     np.testing.assert_allclose(found, apply_fn(params, X), rtol=1e-6)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.batches import spread
-from zipjax.program.canonical import Fragment, Keyed, fragment, run
+from zipjax.program.canonical import Fragment, Keyed, fragment, run_fragment
 from zipjax.program.layers import Layer, find_layers, left_kernels, places
 from zipjax.program.program import Program, ValueId, trace
 from zipjax.program.rows import output_unit_axes
@@ -222,7 +222,7 @@ class Pass:
             part = self._network.fragment(*ends)
             leaves = {path: self._copied(path) for path in part.paths.values()}
             given = {number: spread(x) for number, x in values.items()}
-            found = run(part.program, part.arguments(leaves, given))
+            found = run_fragment(part.program, part.arguments(leaves, given))
             values = {**values, **dict(zip(missing, found, strict=True))}
         return {value: values[value] for value in wanted}
 
@@ -256,6 +256,6 @@ def _probe(
     """Runs the operations after a product, which is the argument that is None."""
     product = jnp.full(aval[0], fill, aval[1])
     given = [product if x is None else x for x in arguments]
-    (value,) = run(after, given)
+    (value,) = run_fragment(after, given)
     first = value[tuple(slice(None if k in units else 1) for k in range(value.ndim))]
     return first.reshape(-1), (value == first).all()

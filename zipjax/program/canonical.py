@@ -109,7 +109,7 @@ def fragment(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(program: Keyed[Program], arguments: Sequence[Any]) -> list[Any]:
+def run_fragment(program: Keyed[Program], arguments: Sequence[Any]) -> list[Any]:
     """Returns the outputs of a fragment's program; compiled once for equal ones."""
     return compute_values(program.value, {}, arguments, program.value.outputs)
 

@@ -440,7 +440,7 @@ def check_moments(
 
 def _check_second_moments(perm: str, moment: Moments, elements: int) -> None:
     """Checks that moments are those of samples: enough, and of a real covariance."""
-    if not np.sum(moment.count) >= elements:
+    if not np.asarray(moment.count).sum() >= elements:
         raise ValueError(
             f"the moments of perm {perm!r} are of no sample (their count is "
             f"{np.asarray(moment.count).tolist()}): add samples before matching"

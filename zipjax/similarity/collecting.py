@@ -328,7 +328,7 @@ def _check_counts(moments: Mapping[str, Moments], networks: Networks) -> None:
     few = []
     for perm, moment in moments.items():
         elements = networks.spec.elements(perm) or 1
-        count = int(np.sum(moment.count)) // elements
+        count = int(np.asarray(moment.count).sum()) // elements
         if count < 2:
             raise ValueError(
                 f"the units of perm {perm!r} were seen in {count} sample: one does not "
