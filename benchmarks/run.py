@@ -158,11 +158,14 @@ def _draw(results: Mapping[str, Any], path: Path) -> None:
     left.axhline(1, color="black", linewidth=0.8)
     left.set(xticks=[], ylabel="CPU time / forward passes", title="Moments")
     left.legend(frameon=False)
+    widths: list[int] = []
     for name, own in results.get("matching", {}).items():
         points = {k: v for k, v in own.items() if k.startswith("n = ")}
         widths = [int(k.removeprefix("n = ").replace(",", "")) for k in points]
         right.loglog(widths, list(points.values()), marker="o", label=name)
     right.set(xlabel="units of each of two models", ylabel="CPU seconds")
+    right.set_xticks(widths, [f"{n:,}" for n in widths])
+    right.minorticks_off()
     right.set_title("Matching")
     right.legend(frameon=False)
     figure.savefig(path, format="png", dpi=120)

@@ -36,13 +36,14 @@ def _ratios(own: Pair) -> dict[str, float]:
         )
 
     def second(function: Any) -> tuple[Any, float]:
-        function()
+        jax.block_until_ready(function())
         return cpu_timed(function)
 
     _, passes = second(forwards)
     every, all_positions = second(lambda: moments("all"))
     # A sixteenth of the widest perm's samples, as of a larger set of images.
-    most = max(int(np.max(x.count)) for x in every.values()) // len(own.batches)
+    widest = max(every.values(), key=lambda moment: moment.m2.shape[-1])
+    most = int(np.max(widest.count)) // len(own.batches)
     _, few = second(lambda: moments(max(most // 16, 1)))
     products = jax.jit(gram)
     floor = passes

@@ -24,7 +24,7 @@ def _refit(own: Pair) -> dict[str, Any]:
         trees = [*own.models, merged.params()]
         return [forward(tree, x) for x in own.batches for tree in trees]
 
-    forwards()
+    jax.block_until_ready(forwards())
     _, passes = cpu_timed(forwards)
     before = peak_megabytes()
     with compilations() as compiled:
