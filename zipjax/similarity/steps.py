@@ -113,6 +113,7 @@ class BatchStep:
         self, models: Sequence[PyTree], inputs: tuple[Any, ...], key: Array
     ) -> dict[str, list[list[Array]]]:
         """Returns ``[elements, places, samples, N*n]`` by perm, last places first."""
+        # One after the other: stacked, convolutions become grouped ones, and slower.
         found = [
             activations(function, model, spec, inputs, self.perms, end, self.only)
             for function, spec, end, model in zip(*self._each(), models, strict=True)
