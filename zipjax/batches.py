@@ -79,7 +79,6 @@ def spread(arrays: PyTree, devices: Sequence[Any] | None = None) -> PyTree:
     chosen = list(devices or jax.local_devices())
     if len(chosen) == 1:
         return arrays
-    mesh = jax.sharding.Mesh(np.array(chosen), ("batch",))
     sizes = {jnp.shape(x)[0] for x in jax.tree_util.tree_leaves(arrays) if jnp.ndim(x)}
     shared = len(sizes) == 1 and not next(iter(sizes)) % len(chosen)
 
@@ -87,10 +86,28 @@ def spread(arrays: PyTree, devices: Sequence[Any] | None = None) -> PyTree:
         if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
             return x
         axes = ("batch",) if shared and jnp.ndim(x) else ()
-        spec = jax.sharding.PartitionSpec(*axes)
-        return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+        return jax.device_put(x, device_sharding(tuple(chosen), *axes))
 
     return jax.tree_util.tree_map(put, arrays)
+
+
+def replicated(leaf: Any) -> Any:
+    """Returns an array that all local devices hold as a whole."""
+    devices = tuple(jax.local_devices())
+    if len(devices) == 1:
+        return leaf
+    return jax.device_put(leaf, device_sharding(devices))
+
+
+def device_sharding(devices: tuple[Any, ...], *axes: str) -> jax.sharding.NamedSharding:
+    """Returns how arrays lie on devices: as a whole on each, or shared among them.
+
+    Args:
+      devices: the devices.
+      *axes: "batch" if the first axis is shared.
+    """
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
 def sample_average(measured: Iterable[tuple[PyTree, PyTree]]) -> PyTree:

@@ -26,13 +26,13 @@ def remember(
 ) -> tuple[dict[str, Any], bool]:
     """Returns a pytree of arrays from a checkpoint, or makes and saves it.
 
+    A checkpoint that is damaged is made again, which the log tells.
+
     Args:
       path: the checkpoint's folder; a digest of ``inputs`` is added to its name, so
         that a result of other inputs is never mistaken for this one.
       inputs: JSON data that determine the result.
       make: computes it, the same in all processes.
-
-    A checkpoint that is damaged is made again, which the log tells.
 
     Returns:
       The pytree, always as it was restored from the checkpoint, and whether it existed

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from zipjax.batches import spread
+from zipjax.batches import replicated, spread
 from zipjax.program.canonical import Fragment, Keyed, fragment, run_fragment
 from zipjax.program.layers import Layer, find_layers, left_kernels, places
 from zipjax.program.program import Program, ValueId, trace
@@ -233,16 +233,6 @@ class Pass:
             copy = replicated(leaf)
             self._copies[path] = leaf, copy
         return copy
-
-
-def replicated(leaf: Any) -> Any:
-    """Returns an array that all local devices hold as a whole."""
-    devices = jax.local_devices()
-    if len(devices) == 1:
-        return leaf
-    mesh = jax.sharding.Mesh(devices, ("batch",))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(leaf, whole)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

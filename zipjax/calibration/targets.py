@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from zipjax.evaluation import LOGIT_SCALE, unit_rows
-from zipjax.merging.weights import Matrices, merge_leaf
-from zipjax.spec.entries import Entries, entry_names, rename
+from zipjax.merging.weights import Matrices, merge_leaf, numbered
+from zipjax.spec.entries import Entries
 from zipjax.spec.permutation_spec import Perm
 from zipjax.types import AnyArray, Array
 
@@ -156,17 +156,8 @@ def merged_target(
       perms: the spec's perms.
       shape: see :class:`MergedTarget`.
     """
-    own = entry_names(entries)
-    groups = [group for name in own if name in perms for group in perms[name].groups]
-    numbers = {name: str(k) for k, name in enumerate(dict.fromkeys([*own, *groups]))}
-    numbered = tuple(
-        (number, Perm(perms[name].size, tuple(numbers[x] for x in perms[name].groups)))
-        for name, number in numbers.items()
-        if name in perms
-    )
-    merged = {numbers[name]: matrices[name] for name in numbers if name in matrices}
-    renamed = tuple(rename(entry, numbers) for entry in entries)
-    return MergedTarget(merged, shares, renamed, numbered, shape)
+    merged, tied = numbered(entries, perms, matrices)
+    return MergedTarget(merged, shares, *tied, shape)
 
 
 def as_target(function: Target) -> Target:

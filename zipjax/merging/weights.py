@@ -168,7 +168,7 @@ def merged_parameter(
       matrices: see :func:`merge_leaf`.
       shares: see :func:`merge_leaf`.
     """
-    own, tied = _numbered(entries, perms, matrices)
+    own, tied = numbered(entries, perms, matrices)
     return _merged(tuple(leaves), own, shares, tied=tied)
 
 
@@ -188,37 +188,48 @@ def unmerged_parameter(
       matrices: M and U of all models.
       model: the model's number.
     """
-    own, tied = _numbered(entries, perms, matrices)
+    own, tied = numbered(entries, perms, matrices)
     return _unmerged(leaf, own, model, tied=tied)
 
 
-_Tied: TypeAlias = tuple[Entries, tuple[tuple[str, Perm], ...]]
+Tied: TypeAlias = tuple[Entries, tuple[tuple[str, Perm], ...]]
+"""Entries, and ``(name, Perm)`` of every perm among them and of their groups."""
 
 
-def _numbered(
+def numbered(
     entries: Entries, perms: Mapping[str, Perm], matrices: Matrices
-) -> tuple[Matrices, _Tied]:
-    """Returns the matrices, entries and perms of a parameter with numbers for names."""
-    numbers = {name: str(k) for k, name in enumerate(entry_names(entries))}
+) -> tuple[Matrices, Tied]:
+    """Returns matrices, entries and perms with numbers for names, in their order.
 
-    def numbered(perm: Perm) -> Perm:
+    What is alike but for its names is then equal: static data of one compiled program.
+
+    Args:
+      entries: a parameter's entries, or some of them.
+      perms: the spec's perms.
+      matrices: M and U by perm; may have those of other perms.
+    """
+    own = entry_names(entries)
+    groups = [group for name in own if name in perms for group in perms[name].groups]
+    numbers = {name: str(k) for k, name in enumerate(dict.fromkeys([*own, *groups]))}
+
+    def renamed(perm: Perm) -> Perm:
         return Perm(perm.size, tuple(numbers[group] for group in perm.groups))
 
-    tied = tuple((k, numbered(perms[p])) for p, k in numbers.items() if p in perms)
-    own = {k: matrices[p] for p, k in numbers.items() if p in matrices}
-    return own, (tuple(rename(entry, numbers) for entry in entries), tied)
+    tied = tuple((k, renamed(perms[p])) for p, k in numbers.items() if p in perms)
+    merged = {k: matrices[p] for p, k in numbers.items() if p in matrices}
+    return merged, (tuple(rename(entry, numbers) for entry in entries), tied)
 
 
 @jax.jit(static_argnames="tied")
 def _merged(
-    leaves: tuple[Array, ...], matrices: Matrices, shares: Array, *, tied: _Tied
+    leaves: tuple[Array, ...], matrices: Matrices, shares: Array, *, tied: Tied
 ) -> Array:
     entries, perms = tied
     return merge_leaf(jnp.stack(leaves), entries, dict(perms), matrices, shares)
 
 
 @jax.jit(static_argnames="tied")
-def _unmerged(leaf: Any, matrices: Matrices, model: Array, *, tied: _Tied) -> Any:
+def _unmerged(leaf: Any, matrices: Matrices, model: Array, *, tied: Tied) -> Any:
     entries, perms = tied
     own = {perm: (m[model], u[model]) for perm, (m, u) in matrices.items()}
     return unmerge_leaf(leaf, entries, dict(perms), own)

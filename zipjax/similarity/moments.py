@@ -9,8 +9,8 @@ so that batches, devices and hosts share one rule. S is never formed as a differ
 large numbers, and all sums are kept as unevaluated sums of two floats: a mean a
 thousand times the deviation loses nothing in float32, and neither do ten million
 updates (alone, S in float32 is 2e-2 off after as many single samples). The second part
-of S takes as much memory as S, while samples are added; :func:`collect_moments` drops
-it at the end.
+of S takes as much memory as S: :func:`collect_moments` sums a few dozen batches without
+it on the devices, and adds these sums in float64 on the host (`running.py`).
 
 Units that are read in several places have a mean of their own in each; S is the sum
 over all places. A unit's variance is thus what it varies within places, not by what it
@@ -85,25 +85,6 @@ class Moments:
         m2 = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
         count = jnp.full(x.shape[:-2], x.shape[-2], x.dtype)
         return cls(count, *two_sum(shift, tail), m2, source=source)
-
-    @classmethod
-    def pooled(cls, parts: "Sequence[Moments]") -> "Moments":
-        """Returns the moments of units that are read in several places.
-
-        Args:
-          parts: the moments in each place, or in several.
-        """
-
-        def places(arrays: list[Any], rank: int) -> Array:
-            opened = [jnp.reshape(x, (-1, *x.shape[x.ndim - rank :])) for x in arrays]
-            return jnp.concatenate(opened)
-
-        return cls(
-            places([part.count for part in parts], 0),
-            places([part.mean for part in parts], 1),
-            places([part.mean_tail for part in parts], 1),
-            sum((part.m2 for part in parts[1:]), parts[0].m2),
-        )
 
     def update(self, samples: Float[AnyArray, "*places samples units"]) -> "Moments":
         """Returns the moments with these samples added, in float32 or better."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zipjax.batches import device_sharding
 from zipjax.similarity.running import Running
 from zipjax.similarity.steps import BatchStep, Sums
 from zipjax.types import Array, PyTree
@@ -44,14 +45,14 @@ class LocalDevices:
 
     def models(self, trees: Sequence[PyTree]) -> list[PyTree]:
         """Copies the parameters to every device."""
-        return jax.device_put(list(trees), self._sharding())
+        return jax.device_put(list(trees), device_sharding(self.devices))
 
     def sums(self, empty: Sums) -> Sums:
         """Returns sums ``[devices, ...]``."""
 
         def put(x: np.ndarray) -> Array:
             own = np.broadcast_to(x, (len(self.devices), *x.shape))
-            return jax.device_put(own, self._sharding("devices"))
+            return jax.device_put(own, device_sharding(self.devices, "batch"))
 
         return jax.tree_util.tree_map(put, empty)
 
@@ -75,10 +76,7 @@ class LocalDevices:
             own = jnp.stack([array] * count)
         else:
             own = array.reshape(count, -1, *array.shape[1:])
-        return jax.device_put(own, self._sharding("devices"))
-
-    def _sharding(self, *axes: str) -> NamedSharding:
-        return NamedSharding(_mesh(self.devices), PartitionSpec(*axes))
+        return jax.device_put(own, device_sharding(self.devices, "batch"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +176,6 @@ def _num_shares(arrays: tuple[Any, ...], most: int) -> int:
         return 1
     (size,) = sizes
     return max(k for k in range(1, most + 1) if size % k == 0)
-
-
-@functools.lru_cache(maxsize=16)
-def _mesh(devices: tuple[Any, ...]) -> Mesh:
-    return Mesh(np.array(devices), ("devices",))
 
 
 @functools.lru_cache(maxsize=16)
