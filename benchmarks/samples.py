@@ -22,7 +22,7 @@ import zipjax
 from configs import cifar10_resnet20
 from experiments.experiment import Experiment
 from experiments.methods.merges import plain
-from zipjax.similarity.collecting import Positions
+from zipjax.positions import Positions
 
 SAMPLES = [2**k for k in range(9, 18, 2)]
 

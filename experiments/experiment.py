@@ -27,7 +27,7 @@ from experiments.report import pictures, report
 from experiments.report.plane import Landscape, corners, task_losses
 from experiments.report.tables import make_table, print_table
 from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
-from zipjax.similarity.collecting import Positions
+from zipjax.positions import Positions
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
     {"types", "version", "files", "hosts", "markdown", "arguments"},
-    {"trees"},
+    {"trees", "positions"},
     {"batches", "evaluation"},
     {"matching", "spec", "program"},
     {"tracing", "merging"},

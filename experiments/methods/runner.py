@@ -12,7 +12,7 @@ from experiments.parents import tasks
 from experiments.parents.data import Split
 from experiments.parents.tasks import Task
 from experiments.parents.train import Variables
-from zipjax.similarity.collecting import Positions
+from zipjax.positions import Positions
 
 Model: TypeAlias = Variables | zipjax.Merged
 

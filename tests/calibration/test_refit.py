@@ -286,6 +286,32 @@ def test_what_is_computed_again_is_the_same(limit):
         np.testing.assert_array_equal(leaves_of(again)[path], leaf, path)
 
 
+def test_positions_are_drawn_with_the_key():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    texts = [X.reshape(4, 30, 6)]
+
+    def refitted(seed, positions="few"):
+        options = {"key": jax.random.key(seed), "positions": positions}
+        found = zipjax.refit(dense_apply, MODELS, merged, texts, **options)
+        return found.params()["layers"][1]["w"]
+
+    one, same, other = (refitted(seed, 40) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert relative_error(other, one) > 1e-3
+    # There are fewer tokens than "few", so that it reads them all.
+    every = refitted(0)
+    np.testing.assert_array_equal(every, refitted(1, "all"))
+    rows = zipjax.refit(dense_apply, MODELS, merged, [X]).params()["layers"][1]["w"]
+    np.testing.assert_allclose(every, rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [0, -1, 1.5, True, "some"], ids=str)
+def test_positions_are_a_number_of_samples(positions, untyped):
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    with pytest.raises(ValueError, match=r"positions = .* 'few' or 'all'"):
+        zipjax.refit(dense_apply, MODELS, merged, BATCHES, positions=positions)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "1 GiB"], ids=str)
 def test_a_limit_is_a_number_of_bytes(limit, untyped):
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)

@@ -1,19 +1,20 @@
 """The affine operations after a layer, and its normal equations, against numpy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zipjax.calibration import solve
+from zipjax.calibration import samples
 from zipjax.calibration.passes import Pass, traced_network
+from zipjax.calibration.samples import LayerSamples, Sampling
 from zipjax.calibration.solve import measure_affine, solve_layer
 from zipjax.calibration.targets import as_target, first_rows
-from zipjax.program.layers import find_layers
-from zipjax.program.program import trace
-from zipjax.program.rows import input_rows
 
 RNG = np.random.default_rng(0)
+ALL = Sampling("all", [0], math.inf)
 X = RNG.normal(size=(80, 5)).astype(np.float32) + 3
 NORM = {
     "w": RNG.normal(size=(5, 4)),
@@ -57,7 +58,15 @@ def test_operations_that_differ_between_samples_are_not_affine():
     current = start(positions, params)
     assert measure_affine(current, current.layers()["w"]) is None
     parent = start(positions, params)
-    solve_layer(current, [parent], "w", as_target(first_rows), ridge=1e-3, sweeps=0)
+    solve_layer(
+        current,
+        [parent],
+        "w",
+        as_target(first_rows),
+        sampling=ALL,
+        ridge=1e-3,
+        sweeps=0,
+    )
     assert current.leaves["w"] is params["w"]
 
 
@@ -67,7 +76,13 @@ def test_a_layer_is_solved_through_its_affine_operations(ridge):
     current = start(normalised, NORM)
     target = as_target(first_rows)
     solve_layer(
-        current, [start(normalised, parent)], "w", target, ridge=ridge, sweeps=0
+        current,
+        [start(normalised, parent)],
+        "w",
+        target,
+        sampling=ALL,
+        ridge=ridge,
+        sweeps=0,
     )
     wanted = np.float64(normalised(jax.tree.map(np.float64, parent), np.float64(X)))
     x = np.float64(X) - X.mean(0, np.float64)
@@ -88,23 +103,43 @@ def test_a_layer_is_solved_through_its_affine_operations(ridge):
 
 
 def convolution(params, x):
-    return jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated(
         x, params["w"], (1, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+    return y + params["b"]
 
 
-# All seven examples at once; three slices of two and the rest; one after the other.
-@pytest.mark.parametrize("examples", [7, 3, 1])
-def test_second_moments_of_slices_are_those_of_the_batch(monkeypatch, examples):
-    x = jnp.asarray(RNG.normal(size=(7, 6, 5, 2)) + 3, jnp.float32)
-    params = {"w": jnp.ones((3, 3, 2, 4))}
-    layer = find_layers(trace(convolution, params, x))["w"]
-    rows = np.float64(input_rows(layer, x))
-    size = 4 * rows.size * examples // len(x)
-    monkeypatch.setattr(solve, "_FEW_BYTES", size)
-    monkeypatch.setattr(solve, "_MOST_BYTES", size)
-    x0, total, second = solve._input_moments(layer, x, rows.shape[0])
-    np.testing.assert_allclose(x0, rows.mean(0), rtol=1e-5)
-    centred = rows - rows.mean(0)
-    np.testing.assert_allclose(total, (rows - x0).sum(0), atol=1e-2)
-    np.testing.assert_allclose(second, centred.T @ centred, rtol=1e-4, atol=1e-3)
+# Of 8 x 4 positions: 5 of each of 8 examples, 3 of each of 7, which devices cannot
+# share, and all of them, a few at a time.
+@pytest.mark.parametrize(
+    ("examples", "wanted", "read"), [(8, 40, 5), (7, 21, 3), (7, "all", 32)]
+)
+def test_some_positions_find_what_all_follow(monkeypatch, examples, wanted, read):
+    monkeypatch.setattr(samples, "_MOST_BYTES", 4 * 18 * 7 * 5)
+    found = LayerSamples.moments
+
+    def counted(self, function, *given, keep):
+        for moments in found(self, function, *given, keep=keep):
+            seen.append(int(moments[0]))
+            yield moments
+
+    seen = []
+    monkeypatch.setattr(LayerSamples, "moments", counted)
+    shape = (examples, 8, 8, 2)
+    batches = [(RNG.normal(size=shape).astype(np.float32),) for _ in range(3)]
+    shapes = {"w": (3, 3, 2, 4), "b": 4}
+    parent, other = (
+        {name: np.float32(RNG.normal(size=size)) for name, size in shapes.items()}
+        for _ in range(2)
+    )
+    current, target = (
+        Pass(traced_network(convolution, params), params, batches)
+        for params in (other, parent)
+    )
+    sampling = Sampling(wanted, [0], math.inf)
+    options = {"sampling": sampling, "ridge": 1e-9, "sweeps": 0}
+    solve_layer(current, [target], "w", as_target(first_rows), **options)
+    # Every sample's target is a linear function of its inputs, the parent's.
+    np.testing.assert_allclose(current.leaves["w"], parent["w"], atol=1e-4)
+    np.testing.assert_allclose(current.leaves["b"], parent["b"], atol=1e-4)
+    assert sum(seen) == 3 * examples * read

@@ -7,7 +7,13 @@ from jax import lax
 
 from zipjax.program.layers import find_layers
 from zipjax.program.program import trace
-from zipjax.program.rows import input_rows, kernel_matrix, matrix_kernel, output_rows
+from zipjax.program.rows import (
+    input_rows,
+    kernel_matrix,
+    matrix_kernel,
+    output_rows,
+    sample_shape,
+)
 
 CONVOLUTIONS = [
     ("NHWC", "HWIO", {"window_strides": (2, 1), "padding": "SAME"}),
@@ -79,9 +85,18 @@ def check_rows(apply_fn, w, x):
     layer = find_layers(trace(apply_fn, {"w": w}, x))["w"]
     matrix = kernel_matrix(layer, w)
     product = trace_value(apply_fn, w, x, layer)
-    np.testing.assert_allclose(
-        input_rows(layer, x) @ matrix, output_rows(layer, product), atol=1e-5
-    )
+    examples, positions = sample_shape(layer, product.shape)
+    assert examples == len(x)
+    assert examples * positions * matrix.shape[1] == product.size
+    # All positions, and every other one, beginning with another one in every example.
+    every = np.broadcast_to(np.arange(positions), (examples, positions))
+    some = (every[:, ::2] + np.arange(examples)[:, None]) % positions
+    for chosen in (every, some):
+        np.testing.assert_allclose(
+            input_rows(layer, x, chosen) @ matrix,
+            output_rows(layer, product, chosen),
+            atol=1e-5,
+        )
     np.testing.assert_array_equal(matrix_kernel(layer, matrix, w), w)
 
 

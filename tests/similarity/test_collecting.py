@@ -17,7 +17,8 @@ from tests.networks import (
     variables,
 )
 from zipjax.models import resnet
-from zipjax.similarity import collecting, running, steps
+from zipjax.positions import positions_of
+from zipjax.similarity import collecting, running
 from zipjax.similarity.costs import moments_cost
 
 WIDTHS = (3, 5, 4, 2)
@@ -266,7 +267,7 @@ def test_the_source_tells_models_order_and_spec_apart():
 )
 def test_positions_are_one_of_each_stretch(samples, count):
     drawn = [
-        np.asarray(steps.positions_of(jax.random.key(k), samples, count))
+        positions_of(np.random.default_rng(k).random(count, np.float32), samples)
         for k in range(4)
     ]
     ends = np.ceil(np.arange(count + 1) * samples / count)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zipjax.batches import replicated, spread
 from zipjax.program.canonical import Fragment, Keyed, fragment, run_fragment
@@ -94,6 +95,15 @@ def _traced_network(apply_fn: ApplyFn, params_signature: Signature) -> TracedNet
     return TracedNetwork(apply_fn, params_signature)
 
 
+def on_host(tree: PyTree) -> PyTree:
+    """Returns copies of arrays on the host.
+
+    JAX's own arrays would scatter what is kept among what is soon freed, and the
+    process would need twice the memory.
+    """
+    return jax.tree_util.tree_map(np.array, jax.device_get(tree))
+
+
 class Budget:
     """The host's memory for values between layers, in bytes, shared by passes."""
 
@@ -152,6 +162,10 @@ class Pass:
         """Returns the layers by kernel, in program order, as a batch sees them."""
         return self._batches[batch].layers
 
+    def shape(self, batch: int, value: ValueId) -> tuple[int, ...]:
+        """Returns a value's shape in a batch."""
+        return tuple(self._batches[batch].program.avals[value].shape)
+
     def left(self, layers: Iterable[Layer]) -> list[str]:
         """Returns the paths of all kernels that these layers do not cover."""
         return left_kernels(self._program, layers)
@@ -171,7 +185,7 @@ class Pass:
         for number, own in enumerate(self._batches):
             old, new = self._kept[number].place, own.place(kernel, after=after)
             if self._budget.exchange(own.kept_bytes(old), own.kept_bytes(new)):
-                values = jax.device_get(self._known(number))
+                values = on_host(self._known(number))
                 self._kept[number] = _Kept(new, values)
 
     def read(self, batch: int, wanted: tuple[ValueId, ...]) -> list[Any]:

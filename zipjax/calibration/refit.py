@@ -13,11 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from zipjax import hosts
-from zipjax.arguments import check_kind, check_sequence
+from zipjax.arguments import check_key, check_kind, check_sequence
 from zipjax.batches import InputsOf, input_batches
 from zipjax.calibration.passes import Budget, Pass, traced_network
+from zipjax.calibration.samples import Sampling
 from zipjax.calibration.solve import solve_layer
 from zipjax.calibration.targets import Target, as_target, first_rows, merged_target
 from zipjax.calibration.unit_statistics import stat_shape, unit_entries
@@ -25,11 +27,15 @@ from zipjax.merging.matrices import model_matrices
 from zipjax.merging.merged import Merged, functions_of, known_origin, with_leaves
 from zipjax.merging.networks import Networks
 from zipjax.merging.weights import Matrices, interpolation_shares
+from zipjax.positions import Positions, check_positions
 from zipjax.program.layers import Layer
 from zipjax.trees import summary
-from zipjax.types import AnyArray, ApplyFn, Leaves, PyTree
+from zipjax.types import AnyArray, ApplyFn, Array, Leaves, PyTree
 
 _log = logging.getLogger(__name__)
+
+# The share of the memory that rows may take which sweeps read again.
+_FOR_ROWS = 0.25
 
 
 def refit(
@@ -43,6 +49,8 @@ def refit(
     ridge: float = 1e-3,
     sweeps: int = 4,
     heads: bool = True,
+    positions: Positions = "few",
+    key: Array | None = None,
     memory_limit: int | None = 1 << 30,
 ) -> Merged:
     """Fits the layers of a merged model again, by least squares.
@@ -52,7 +60,7 @@ def refit(
 
         sum |W x + b + r - M h|^2 + ridge * d * |W - W*|^2
 
-    over all samples. Here x is the layer's input in the merged network as it is now,
+    over samples. Here x is the layer's input in the merged network as it is now,
     h the concatenated values of the models after the layer's constant affine operations
     (its bias, BatchNorm with running statistics), M the merge matrix, W* the merged
     kernel and d the mean diagonal of the inputs' second moment. Where a residual sum
@@ -75,9 +83,10 @@ def refit(
     The batches are read once, into the host's memory. Between two layers, the values
     that are read later are kept there too, of as many batches as ``memory_limit``
     allows; the others' are computed again whenever they are read, from the last layer
-    at which they fitted. JAX's local devices share one batch at a time. Of a
-    convolution's patches, made for a few examples at once, only sums remain. Equal
-    layers share compiled programs.
+    at which they fitted. JAX's local devices share one batch at a time. Of a layer's
+    rows (a convolution's patches, for instance) only sums remain; those that sweeps
+    read again are kept if they fit into a quarter of that memory. Equal layers share
+    compiled programs.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; must be hashable, as
@@ -95,19 +104,27 @@ def refit(
       sweeps: number of passes for the ReLU after a layer; 0 for the plain solution.
       heads: whether layers after a partial zip's cut are refitted too, each to its own
         model.
+      positions: how many of a batch's positions, or tokens, are read for every layer,
+        drawn at random: as many of every example, one from each of as many stretches of
+        equal length. "few" reads as many as make 32,768 samples of all batches, and 32
+        for each of the layer's inputs, "all" reads all.
+      key: PRNG key of the positions; ``jax.random.key(0)`` by default.
       memory_limit: how many bytes the values between layers may take; None for no
         limit. It does not change the result. The less, the slower: networks whose
-        values do not fit run from their inputs for every layer and sweep.
+        values do not fit run from their inputs for every layer.
 
     Returns:
       The merged model with new kernels and biases.
 
     Raises:
       ValueError: if there are no batches, if the models are not those that were merged,
-        if ridge or sweeps are negative or NaN, or if memory_limit is no positive number
-        of bytes.
+        if ridge or sweeps are negative or NaN, if positions are no number of samples,
+        or if memory_limit is no positive number of bytes.
     """
     _check_limit(memory_limit)
+    check_positions(positions)
+    if key is not None:
+        check_key(key)
     if not (0 <= ridge < math.inf and 0 <= sweeps < math.inf):
         raise ValueError(
             f"ridge = {ridge} and sweeps = {sweeps}: pass finite numbers from 0 on, "
@@ -120,8 +137,14 @@ def refit(
     networks.check_finite()
     stream = input_batches(batches, inputs_of)
     data = hosts.together(lambda: [jax.device_get(arrays) for arrays in stream])
-    solve = functools.partial(solve_layer, ridge=ridge, sweeps=sweeps)
-    setting = _Setting(apply_fn, networks, data, memory_limit, solve)
+    memory = math.inf if memory_limit is None else memory_limit
+    draws = jax.random.key(0) if key is None else key
+    seed = np.asarray(jax.random.key_data(draws)).ravel().tolist()
+    sampling = Sampling(positions, seed, _FOR_ROWS * memory)
+    solve = functools.partial(
+        solve_layer, sampling=sampling, ridge=ridge, sweeps=sweeps
+    )
+    setting = _Setting(apply_fn, networks, data, (1 - _FOR_ROWS) * memory, solve)
     trunk, left = _refit_trunk(setting, merged, outputs)
     new = dataclasses.replace(merged, trunk=trunk)
     found = []
@@ -144,13 +167,12 @@ class _Setting(NamedTuple):
     apply_fn: ApplyFn
     networks: Networks
     data: Sequence[tuple[Any, ...]]
-    memory_limit: int | None
+    memory: float
     solve: Callable[[Pass, Sequence[Pass], str, Target], bool]
 
     def passes(self, functions: Iterable[tuple[ApplyFn, PyTree]]) -> list[Pass]:
         """Starts passes of functions and their parameters, within the limit."""
-        limit = math.inf if self.memory_limit is None else self.memory_limit
-        budget = Budget(limit)
+        budget = Budget(self.memory)
         return [
             Pass(traced_network(call, tree), tree, self.data, budget)
             for call, tree in functions

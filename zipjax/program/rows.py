@@ -2,68 +2,61 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from zipjax.program.layers import Layer
 from zipjax.types import AnyArray, Array
 
 
-def input_rows(layer: Layer, x: Array) -> Float[Array, "samples inputs"]:
-    """Returns a layer's inputs as a matrix, with one row per output position."""
+def sample_shape(layer: Layer, shape: Sequence[int]) -> tuple[int, int]:
+    """Returns how many examples a product of this shape has, and positions in each.
+
+    Examples lie along a convolution's batch axis, and along the first of the axes of
+    another product that are no units.
+    """
+    sizes = [shape[k] for k in _sample_axes(layer, len(shape))]
+    return math.prod(sizes[:1]), math.prod(sizes[1:])
+
+
+def input_rows(
+    layer: Layer, x: Array, chosen: Int[AnyArray, "examples positions"]
+) -> Float[Array, "samples inputs"]:
+    """Returns a layer's inputs as a matrix, with one row per chosen output position.
+
+    Args:
+      layer: the layer.
+      x: its input.
+      chosen: positions of every example, as numbered by :func:`sample_shape`.
+    """
     if _is_convolution(layer):
-        return _patches(x, layer)
+        return _windows(x, layer, chosen)
     axes = layer.equation.params["dimension_numbers"][0][1 - layer.side]
     moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
     columns = math.prod(x.shape[k] for k in axes)
-    return moved.reshape(-1, columns)
+    return _chosen_rows(moved.reshape(len(chosen), -1, columns), chosen)
 
 
-def input_mean(layer: Layer, x: Array) -> Float[Array, "inputs"]:
-    """Returns the mean of a layer's input rows, without making them all."""
-    axis = example_axis(layer)
-    if axis is not None:
-        # A mean example's rows are the mean rows.
-        x = x.mean(axis, keepdims=True)
-    return input_rows(layer, x).mean(0)
+def output_rows(
+    layer: Layer, y: Array, chosen: Int[AnyArray, "examples positions"]
+) -> Float[Array, "samples units"]:
+    """Returns a layer's product, or a value of that shape, with one column per unit.
 
-
-def example_axis(layer: Layer) -> int | None:
-    """Returns the axis of a convolution's input along which examples lie.
-
-    None for other products, whose input rows are no larger than the input.
+    Args:
+      layer: the layer.
+      y: the product.
+      chosen: see :func:`input_rows`; the rows have the same order.
     """
-    if not _is_convolution(layer):
-        return None
-    return layer.equation.params["dimension_numbers"].lhs_spec[0]
-
-
-def multiply(layer: Layer, x: Array, kernel: AnyArray) -> Array:
-    """Returns a layer's product with the given kernel, in the precision of ``x``."""
-    eqn = layer.equation
-    kernel = jnp.transpose(jnp.asarray(kernel, x.dtype), layer.axes)
-    wide = {"precision": lax.Precision.HIGHEST, "preferred_element_type": x.dtype}
-    params = eqn.primitive.get_bind_params({**eqn.params, **wide})
-    operands = (x, kernel) if layer.side else (kernel, x)
-    return eqn.primitive.bind(*operands, **params)
-
-
-def output_rows(layer: Layer, y: Any) -> Float[Any, "samples units"]:
-    """Returns a layer's product, or a value of that shape, with one column per unit."""
-    axes = output_unit_axes(layer, y.ndim)
-    space = jnp if isinstance(y, Array) else np
-    columns = math.prod(y.shape[k] for k in axes)
-    others = [k for k in range(y.ndim) if k not in axes]
-    if _is_convolution(layer):
-        # In the order of the input rows: examples first, whatever the layout.
-        examples, _, *spatial = layer.equation.params["dimension_numbers"].out_spec
-        others = [examples, *spatial]
-    moved = space.transpose(y, [*others, *axes])
-    return moved.reshape(-1, columns)
+    units = output_unit_axes(layer, y.ndim)
+    moved = jnp.transpose(y, [*_sample_axes(layer, y.ndim), *units])
+    columns = math.prod(y.shape[k] for k in units)
+    return _chosen_rows(moved.reshape(len(chosen), -1, columns), chosen)
 
 
 def output_unit_axes(layer: Layer, rank: int) -> list[int]:
@@ -116,23 +109,49 @@ def _is_convolution(layer: Layer) -> bool:
     return layer.equation.primitive.name == "conv_general_dilated"
 
 
-def _patches(x: Array, layer: Layer) -> Float[Array, "samples inputs"]:
-    """Returns the input windows of a convolution, one row per output position."""
+def _sample_axes(layer: Layer, rank: int) -> list[int]:
+    """Returns the axes of a layer's product that hold no units, examples first."""
+    if _is_convolution(layer):
+        examples, _, *spatial = layer.equation.params["dimension_numbers"].out_spec
+        return [examples, *spatial]
+    units = output_unit_axes(layer, rank)
+    return [k for k in range(rank) if k not in units]
+
+
+def _chosen_rows(rows: Array, chosen: AnyArray) -> Array:
+    """Returns the chosen of every example's rows, below each other."""
+    found = jnp.take_along_axis(rows, jnp.asarray(chosen)[:, :, None], axis=1)
+    return found.reshape(-1, rows.shape[-1])
+
+
+def _windows(x: Array, layer: Layer, chosen: AnyArray) -> Array:
+    """Returns a convolution's input windows at some positions of every example."""
     params = layer.equation.params
     batch, features, *spatial = params["dimension_numbers"].lhs_spec
     x = jnp.transpose(x, (batch, *spatial, features))
     edges = zip(params["padding"], params["lhs_dilation"], strict=True)
     config = [(low, high, dilation - 1) for (low, high), dilation in edges]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
-    places = params["dimension_numbers"].rhs_spec[2:]
-    window = [layer.shape[layer.axes[k]] for k in places]
-    steps = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
-    # Axis by axis: a window of 7 x 7 takes 7 + 7 slices.
-    for axis, (size, stride, dilation) in reversed([*enumerate(steps, 1)]):
-        last = x.shape[axis] - (size - 1) * dilation
-        pieces = [
-            lax.slice_in_dim(x, start, start + last, stride, axis)
-            for start in range(0, size * dilation, dilation)
-        ]
-        x = jnp.stack(pieces, axis - len(window) - 2)
-    return x.reshape(-1, math.prod(window) * x.shape[-1])
+    window = [
+        layer.shape[layer.axes[k]] for k in params["dimension_numbers"].rhs_spec[2:]
+    ]
+    strides, dilations = params["window_strides"], params["rhs_dilation"]
+    reach = [d * (w - 1) + 1 for w, d in zip(window, dilations, strict=True)]
+    sizes = x.shape[1:-1], reach, strides
+    grid = [(n - r) // s + 1 for n, r, s in zip(*sizes, strict=True)]
+    places = [
+        (place * stride)[..., None] + dilation * jnp.arange(width)
+        for place, stride, dilation, width in zip(
+            jnp.unravel_index(jnp.asarray(chosen), grid),
+            *(strides, dilations, window),
+            strict=True,
+        )
+    ]
+    # Every axis' places vary along an axis of the window of their own.
+    count = len(window)
+    opened = [
+        jnp.expand_dims(own, [2 + k for k in range(count) if k != axis])
+        for axis, own in enumerate(places)
+    ]
+    found = jax.vmap(lambda image, *at: image[at])(x, *opened)
+    return found.reshape(-1, math.prod(window) * x.shape[-1])

@@ -13,10 +13,11 @@ from zipjax.merging.assembling import merge_units
 from zipjax.merging.each import OneOrEach, one_or_each
 from zipjax.merging.merged import Merged, functions_of, head_specs
 from zipjax.merging.networks import Networks
+from zipjax.positions import Positions
 from zipjax.recipes.match_and_merge import match
 from zipjax.recipes.presets import Recipe
 from zipjax.recipes.problem import check_comparable, check_num_units
-from zipjax.similarity.collecting import Positions, collect_moments
+from zipjax.similarity.collecting import collect_moments
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, PyTree
 

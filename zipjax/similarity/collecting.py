@@ -5,7 +5,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from zipjax.arguments import check_key
 from zipjax.batches import InputsOf, input_batches
 from zipjax.merging.each import OneOrEach, each_function, one_or_each
 from zipjax.merging.networks import Networks
+from zipjax.positions import FEW_SAMPLES, Positions, check_positions
 from zipjax.similarity.costs import PassPlan, pass_bytes, passes
 from zipjax.similarity.moments import Moments
 from zipjax.similarity.placement import Placement, placement_of
@@ -31,12 +32,6 @@ from zipjax.spec.verify import check_any_perms
 from zipjax.types import ApplyFn, Array, PyTree
 
 _log = logging.getLogger(__name__)
-
-Positions = int | Literal["few", "all"]
-
-FEW_SAMPLES = 2**15
-"""Samples of every perm with ``positions="few"``. The standard error of a correlation
-is then at most 1/sqrt(FEW_SAMPLES), 0.0055, as far as samples are independent."""
 
 # After so many batches the devices' sums are added to float64 ones on the host.
 _BATCHES = 64
@@ -269,17 +264,13 @@ def _whole(starts: Sequence[int], panels: Sequence[Running]) -> Running:
 
 def _positions_per_batch(positions: Positions, batches: Iterable[Any]) -> int | None:
     """Returns how many samples of each batch are read; None: all."""
+    check_positions(positions)
     if positions == "all":
         return None
     if positions == "few":
         count = operator.length_hint(batches) * jax.process_count()
         return -(-FEW_SAMPLES // count) if count else None
-    if isinstance(positions, int | np.integer) and positions >= 1:
-        return int(positions)
-    raise ValueError(
-        f"positions = {positions!r}: pass the number of samples to read of every "
-        "batch, 'few' or 'all'"
-    )
+    return int(positions)
 
 
 def _planned(

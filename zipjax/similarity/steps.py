@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zipjax.merging.each import OneOrEach, each
+from zipjax.positions import positions_of
 from zipjax.program.signatures import signature_of
 from zipjax.similarity.activations import activations, traced_taps
 from zipjax.similarity.running import Running, nothing, with_batch
@@ -145,16 +146,11 @@ class BatchStep:
             most = samples if self.positions is None else min(self.positions, samples)
             count = min(most, max(most // share, _FEW))
             if count < samples:
-                places = positions_of(jax.random.fold_in(key, number), samples, count)
+                own_key = jax.random.fold_in(key, number)
+                places = positions_of(jax.random.uniform(own_key, (count,)), samples)
                 parts = [x[:, :, places] for x in parts]
             found.append(jnp.concatenate(parts, axis=-1))
         return found
-
-
-def positions_of(key: Array, samples: int, count: int) -> Array:
-    """Returns ``[count]`` positions in order, one at random in each stretch."""
-    drawn = jnp.arange(count) + jax.random.uniform(key, (count,))
-    return jnp.minimum((drawn * (samples / count)).astype(jnp.int32), samples - 1)
 
 
 def _joined(parts: list[Array]) -> list[Array]:
