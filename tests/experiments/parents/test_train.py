@@ -5,19 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.data.pixels import Pixels
+from experiments.data.splits import in_memory
 from experiments.defaults import training
 from experiments.parents import train
-from experiments.parents.data import Pixels, Split
 from experiments.parents.train import Augmentation, train_network
 from zipjax.models import mlp
 
+IMAGES = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
 NETWORK = mlp.MLP((5,), 3)
 TARGETS = jnp.eye(2, 3)
 
 
 def run(config, start=None, seed=0):
-    images = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
-    split = Split(images, np.arange(8) % 2, Pixels((0.5,), (2.0,)))
+    split = in_memory(IMAGES, np.arange(8) % 2, Pixels((0.5,), (2.0,)))
     silent = (lambda steps, title: steps), (lambda step, scalars: None)
     key = jax.random.key(seed)
     return split, train_network(
@@ -49,7 +50,7 @@ def test_one_step_is_adamw_on_normalised_images():
     split, trained = run(config, start)
 
     def loss(params):
-        outputs = NETWORK.apply({"params": params}, (split.images - 0.5) / 2)
+        outputs = NETWORK.apply({"params": params}, (IMAGES - 0.5) / 2)
         cosine = outputs @ TARGETS.T / jnp.linalg.norm(outputs, axis=1, keepdims=True)
         logits = 100 * cosine
         return optax.softmax_cross_entropy_with_integer_labels(
