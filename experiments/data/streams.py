@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 # Batches that wait on the device while another one is computed with.
 _WAITING = 1
@@ -20,13 +21,11 @@ class Reader:
     Attributes:
       workers: processes that read and decode; 0: threads of this one, which works
         everywhere and is enough unless decoding keeps one Python process busy.
-      threads: of each process, every one with a batch of its own.
-      ahead: batches that each process has ready.
+      threads: of each process, every one with a batch of its own that it has ready.
     """
 
     workers: int = 0
     threads: int = 4
-    ahead: int = 4
 
 
 def streamed(
@@ -44,10 +43,12 @@ def streamed(
       has reached, and go on from there; it does not depend on the number of threads.
     """
     options = grain.ReadOptions(
-        num_threads=reading.threads, prefetch_buffer_size=reading.ahead
+        num_threads=reading.threads, prefetch_buffer_size=reading.threads
     )
     dataset = grain.MapDataset.source(batches).map(load).to_iter_dataset(options)
     if reading.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own in workers.
+            flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=reading.workers)
         dataset = dataset.mp_prefetch(workers)
     return iter(dataset)

@@ -1,5 +1,7 @@
 """Training: augmentation, and where it starts from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 
 from experiments.data.pixels import Pixels
 from experiments.data.splits import in_memory
+from experiments.data.streams import Reader
 from experiments.defaults import training
 from experiments.parents import train
 from experiments.parents.train import Augmentation, train_network
@@ -42,6 +45,29 @@ def test_augmented_images_are_flipped_windows_of_the_padded_ones(key):
     assert len(made) > 35  # of 50
     plain = Augmentation(Pixels(), flip=False, crop=0).augmented(images, key)
     np.testing.assert_array_equal(plain, images)
+
+
+def test_dense_targets_are_flipped_and_cropped_with_their_images(key):
+    images = np.random.default_rng(0).integers(1, 200, (50, 6, 5, 1)).astype(np.float32)
+    look = Augmentation(Pixels(), flip=True, crop=2)
+    moved = np.asarray(look.augmented(images, key))[..., 0]
+    assert (moved != images[..., 0]).any((1, 2)).mean() > 0.9
+    masks = np.asarray(look.moved(jnp.asarray(images[..., 0]), key, 255))
+    np.testing.assert_array_equal(masks, np.where(moved == 0, 255, moved))
+    channels = np.asarray(look.moved(jnp.asarray(images), key, 0))
+    np.testing.assert_array_equal(channels[..., 0], moved)
+    still = Augmentation(Pixels(), flip=False, crop=0)
+    np.testing.assert_array_equal(still.moved(jnp.asarray(images), key, 0), images)
+
+
+def test_examples_that_are_not_in_memory_train_the_same_network():
+    config = training(epochs=2, batch_size=3)
+    split, trained = run(config)
+    streamed = dataclasses.replace(split, reading=Reader())
+    silent = (lambda steps, title: steps), (lambda step, scalars: None)
+    key = jax.random.key(0)
+    again = train_network(NETWORK, streamed, TARGETS, key, config, *silent, "x")
+    jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 
 def test_one_step_is_adamw_on_normalised_images():
