@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 
 import jax
 import numpy as np
