@@ -11,10 +11,12 @@ URL = "https://github.com/zipjax/zipjax"
 # The experiments train and report; they run from the checkout and are not installed.
 EXPERIMENTS = [
     "clu>=0.0.12",
+    "grain>=0.2.18",
     "jinja2>=3.1",
     "matplotlib>=3.9",
     "ml_collections>=1.1",
     "optax>=0.2.5",
+    "pillow>=11",
     "rich>=13",
     "scikit-learn>=1.5",
     "tensorflow-datasets>=4.9.10",

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.data.datasets import DATASETS, num_classes
+from experiments.data.splits import LABEL
 from experiments.methods.rows import METHODS
 from experiments.parents.architectures import ARCHITECTURES
-from experiments.parents.data import NUM_CLASSES
 from experiments.parents.text_embeddings import CLASSES, ENCODERS
 from experiments.parents.train import Config
 from experiments.results import letter
@@ -95,7 +96,8 @@ _TRAINING = {
 _ZIP = {"alpha": _FRACTION, "beta": _FRACTION}
 _IMAGES = ("calibration_images", "search_images", "refit_images", "test_images")
 RULES: dict[str, Rule] = {
-    "dataset": _one_of(NUM_CLASSES),
+    "dataset": _one_of(name for name, info in DATASETS.items() if info.target == LABEL),
+    "workers": _whole(0),
     "examples": _or_none(_whole(1)),
     "class_names": _or_none(_one_of(CLASSES)),
     "text_encoder": _one_of(ENCODERS),
@@ -151,7 +153,7 @@ def _field_faults(config: Config) -> Iterator[str]:
 
 def _class_faults(config: Config) -> Iterator[str]:
     """Yields what is wrong about the classes and their tasks."""
-    count, tasks = NUM_CLASSES[config.dataset], config.num_tasks
+    count, tasks = num_classes(config.dataset, config.data_dir), config.num_tasks
     names = config.class_names
     if names is None and config.dataset not in CLASSES:
         yield (

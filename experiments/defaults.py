@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from experiments.data.datasets import stand_in
 from experiments.methods.rows import PAPERS, one_of_a_kind
 from experiments.parents.architectures import smallest
 from experiments.parents.train import Config
@@ -21,7 +22,9 @@ def default(title: str, model: str, **network: Any) -> Config:
     config = ml_collections.ConfigDict()
     config.title = title
     config.dataset = "digits"
-    config.data_dir = config_dict.placeholder(str)  # Of TensorFlow Datasets.
+    # The folder of TensorFlow Datasets, or that of a data set in folders of images.
+    config.data_dir = config_dict.placeholder(str)
+    config.workers = 0  # Processes that decode images, if these are not in memory.
     config.examples = config_dict.placeholder(int)  # Per class; None: all.
     config.class_names = config_dict.placeholder(str)  # None: the dataset's own.
     config.text_encoder = "minilm"
@@ -116,11 +119,11 @@ def training(
 def shrunk(config: Config) -> Config:
     """Returns a config that runs in seconds: all the parts, on very little data.
 
-    CIFAR is replaced by noise of the same shape, so that it need not be downloaded.
+    Data that would have to be downloaded are replaced by noise of the same shape.
     """
     small = config.copy_and_resolve_references()
-    small.dataset = config.dataset.replace("cifar", "noise")
-    small.class_names, small.examples = config.dataset, 2
+    small.dataset = stand_in(config.dataset)
+    small.class_names, small.examples = config.class_names or config.dataset, 2
     small.checkpoints = None
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))

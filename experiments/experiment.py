@@ -13,12 +13,13 @@ from rich.progress import track
 
 import zipjax
 from experiments.checks import check_config
+from experiments.data.datasets import load_dataset
 from experiments.defaults import shrunk
-from experiments.fingerprints import array_digest, code_digest, versions
+from experiments.fingerprints import code_digest, versions
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner
-from experiments.parents import cache, data, trained
+from experiments.parents import cache, trained
 from experiments.parents.architectures import build
 from experiments.parents.text_embeddings import load_class_embeddings
 from experiments.parents.train import Config, Variables
@@ -76,7 +77,9 @@ class Experiment:
         config = shrunk(config) if config.smoke else config
         self.config: Config = config
         self.workdir, self.console = workdir, console
-        self.data = data.load_dataset(config.dataset, config.data_dir)
+        self.data = load_dataset(
+            config.dataset, config.data_dir, workers=config.workers, track=self.track
+        )
         if config.examples is not None:
             self.data = self.data.first(config.examples)
         self.test = self.data.test.take(slice(config.test_images))
@@ -227,7 +230,7 @@ class Experiment:
         source = zipjax.source_of(models, self.spec)
         path = self.workdir / "moments" / parents.name
         inputs = {
-            "images": (self.config.dataset, array_digest(images.images), size),
+            "images": (self.config.dataset, images.digest(), size),
             "positions": (self.runner.positions, jax.process_count()),
             "source": source,
             "fields": _FIELDS,

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import zipjax
-from experiments.parents.data import load_dataset
+from experiments.data.datasets import load_dataset
 from experiments.parents.tasks import split_classes
 
 KEY = jax.random.key(0)
@@ -53,7 +53,7 @@ def trained():
     models = []
     for key, task in zip(jax.random.split(KEY), TASKS, strict=True):
         mine = digits.train.take(np.isin(digits.train.labels, task))
-        arrays = jnp.asarray(mine.images), jnp.asarray(mine.labels)
+        arrays = map(jnp.asarray, mine.read(np.arange(len(mine))))
         models.append(train(net, *arrays, key))
     return net, models, digits
 

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import jax
 
 import zipjax
+from experiments.data.splits import Split
 from experiments.parents import tasks
-from experiments.parents.data import Split
 from experiments.parents.tasks import Task
 from experiments.parents.train import Variables
 from zipjax.positions import Positions

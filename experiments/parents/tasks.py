@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import zipjax
-from experiments.parents.data import Split
+from experiments.data.splits import Split
 from experiments.parents.text_embeddings import load_class_embeddings
 
 _PRIMES = (2, 3, 5, 7)

@@ -4,25 +4,25 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from clu import metrics, parameter_overview
 from flax.training import train_state
 
-from experiments.parents.data import Pixels, Split
+from experiments.data.pixels import Pixels
+from experiments.data.splits import Split, Track
+from experiments.data.streams import on_device
 from zipjax.evaluation import LOGIT_SCALE
 
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
 WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
-Track: TypeAlias = Callable[[Iterable[int], str], Iterable[int]]
 
 # Made once, with numbers that are data: the optimiser is static in the compiled step.
 _ADAMW = optax.inject_hyperparams(
@@ -73,6 +73,23 @@ class Augmentation:
         images = flipped(images, flip_key) if self.flip else images
         return cropped(images, crop_key, self.crop) if self.crop else images
 
+    def moved(self, targets: jax.Array, key: jax.Array, fill: float) -> jax.Array:
+        """Returns dense targets, mirrored and cropped as images are with this key.
+
+        Values that name a direction, such as normals, do not survive mirroring: train
+        these without ``flip``.
+
+        Args:
+          targets: ``[batch, height, width]``, or with channels.
+          key: the key that the images were augmented with.
+          fill: the value outside of the images, such as that of pixels without class.
+        """
+        flip_key, crop_key = jax.random.split(key)
+        maps = targets.reshape(*targets.shape[:3], -1)
+        maps = flipped(maps, flip_key) if self.flip else maps
+        maps = cropped(maps, crop_key, self.crop, fill) if self.crop else maps
+        return maps.reshape(targets.shape)
+
 
 def train_network(
     model: nn.Module,
@@ -107,22 +124,19 @@ def train_network(
     """
     init_key, shuffle_key, augment_key = jax.random.split(key, 3)
     if start is None:
-        example = split.pixels.normalised(split.images[:1])
+        example, _ = next(split.batches(1))
         start = dict(jax.jit(model.init)(init_key, example))
     overview = parameter_overview.get_parameter_overview(start, include_stats=False)
     logging.info("%s:\n%s", title, overview)
-    size = min(config.batch_size, len(split.labels))
-    steps = len(split.labels) // size
+    size = min(config.batch_size, len(split))
+    steps = len(split) // size
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
     state = _initial_state(model, start, config.weight_decay)
     look = Augmentation(split.pixels, config.flip, config.crop)
     collected = TrainMetrics.empty()
     for number in track(range(config.epochs), title):
-        epoch_key = jax.random.fold_in(shuffle_key, number)
-        order = np.asarray(jax.random.permutation(epoch_key, len(split.labels)))
         collected = TrainMetrics.empty()
-        for chosen in order[: steps * size].reshape(steps, size):
-            batch = split.images[chosen], split.labels[chosen]
+        for batch in on_device(split.shuffled(size, shuffle_key, number)):
             state.opt_state.hyperparams["learning_rate"] = rate(state.step)
             state, collected = _step(
                 look, targets, state, collected, *batch, augment_key
@@ -149,11 +163,14 @@ def flipped(images: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-def cropped(images: jax.Array, key: jax.Array, padding: int) -> jax.Array:
-    """Crops images at random from images padded with zeros."""
+def cropped(
+    images: jax.Array, key: jax.Array, padding: int, fill: float = 0
+) -> jax.Array:
+    """Crops images at random from images padded with one value."""
     count, *shape = images.shape
     sides = (padding, padding)
-    padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+    widths = ((0, 0), sides, sides, (0, 0))
+    padded = jnp.pad(images, widths, constant_values=fill)
     corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:

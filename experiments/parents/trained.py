@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import zipjax
+from experiments.data import splits
+from experiments.data.splits import Split
 from experiments.fingerprints import array_digest, code_digest, versions
-from experiments.parents import cache, data, tasks, train
-from experiments.parents.data import Split
+from experiments.parents import cache, tasks, train
 from experiments.parents.tasks import Task
 from experiments.parents.train import Config, Track, Variables, WriteScalars
 from experiments.results import letter
@@ -127,13 +128,15 @@ class Trainer:
     def setting(self, split: Split, targets: np.ndarray) -> dict[str, Any]:
         """Returns what a training depends on besides its recipe, key and start."""
         pixels, package = split.pixels, Path(inspect.getfile(type(self.network))).parent
-        modules = [Path(inspect.getfile(module)) for module in (data, tasks, train)]
+        modules = [Path(inspect.getfile(module)) for module in (tasks, train)]
+        folders = package, Path(inspect.getfile(splits)).parent
+        files = [file for folder in folders for file in folder.glob("*.py")]
         return {
-            "code": code_digest([Path(__file__), *modules, *package.glob("*.py")]),
+            "code": code_digest([Path(__file__), *modules, *files]),
             "versions": versions("jax", "flax", "optax"),
             "network": (self.config.model, self.config.network.to_dict()),
-            "data": (self.config.dataset, len(split.labels)),
-            "examples": array_digest(split.images, split.labels),
+            "data": (self.config.dataset, len(split)),
+            "examples": split.digest(),
             "pixels": (pixels.mean, pixels.std),
             "targets": (array_digest(targets), LOGIT_SCALE),
         }

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from experiments import experiment as experiment_module
 from experiments.checks import RULES, check_config
+from experiments.data.datasets import load_dataset, num_classes
 from experiments.defaults import default
 from experiments.experiment import Experiment
-from experiments.parents import cache, data
+from experiments.parents import cache
 from experiments.parents.trained import Trainer
 from experiments.results import Result
 from experiments.workdirs import claimed
@@ -111,7 +112,7 @@ def test_every_field_with_a_rule_exists_and_its_default_fits():
 
 def test_the_number_of_classes_is_that_of_the_data():
     for name in ("digits", "noise10", "noise100"):
-        assert data.load_dataset(name).num_classes == data.NUM_CLASSES[name]
+        assert load_dataset(name).num_classes == num_classes(name)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +227,7 @@ CHANGES = {
     "neither": {
         "title": "Other",
         "data_dir": "elsewhere",
+        "workers": 1,
         "finetune.epochs": 7,
         "finetune.batch_size": 7,
         "finetune.learning_rate": 0.7,

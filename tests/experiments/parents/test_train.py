@@ -1,23 +1,27 @@
 """Training: augmentation, and where it starts from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.data.pixels import Pixels
+from experiments.data.splits import in_memory
+from experiments.data.streams import Reader
 from experiments.defaults import training
 from experiments.parents import train
-from experiments.parents.data import Pixels, Split
 from experiments.parents.train import Augmentation, train_network
 from zipjax.models import mlp
 
+IMAGES = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
 NETWORK = mlp.MLP((5,), 3)
 TARGETS = jnp.eye(2, 3)
 
 
 def run(config, start=None, seed=0):
-    images = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
-    split = Split(images, np.arange(8) % 2, Pixels((0.5,), (2.0,)))
+    split = in_memory(IMAGES, np.arange(8) % 2, Pixels((0.5,), (2.0,)))
     silent = (lambda steps, title: steps), (lambda step, scalars: None)
     key = jax.random.key(seed)
     return split, train_network(
@@ -43,13 +47,36 @@ def test_augmented_images_are_flipped_windows_of_the_padded_ones(key):
     np.testing.assert_array_equal(plain, images)
 
 
+def test_dense_targets_are_flipped_and_cropped_with_their_images(key):
+    images = np.random.default_rng(0).integers(1, 200, (50, 6, 5, 1)).astype(np.float32)
+    look = Augmentation(Pixels(), flip=True, crop=2)
+    moved = np.asarray(look.augmented(images, key))[..., 0]
+    assert (moved != images[..., 0]).any((1, 2)).mean() > 0.9
+    masks = np.asarray(look.moved(jnp.asarray(images[..., 0]), key, 255))
+    np.testing.assert_array_equal(masks, np.where(moved == 0, 255, moved))
+    channels = np.asarray(look.moved(jnp.asarray(images), key, 0))
+    np.testing.assert_array_equal(channels[..., 0], moved)
+    still = Augmentation(Pixels(), flip=False, crop=0)
+    np.testing.assert_array_equal(still.moved(jnp.asarray(images), key, 0), images)
+
+
+def test_examples_that_are_not_in_memory_train_the_same_network():
+    config = training(epochs=2, batch_size=3)
+    split, trained = run(config)
+    streamed = dataclasses.replace(split, reading=Reader())
+    silent = (lambda steps, title: steps), (lambda step, scalars: None)
+    key = jax.random.key(0)
+    again = train_network(NETWORK, streamed, TARGETS, key, config, *silent, "x")
+    jax.tree.map(np.testing.assert_array_equal, again, trained)
+
+
 def test_one_step_is_adamw_on_normalised_images():
     config = training(epochs=1, batch_size=8, learning_rate=0.1, weight_decay=0.3)
     start = NETWORK.init(jax.random.key(3), jnp.zeros((1, 2, 2, 1)))
     split, trained = run(config, start)
 
     def loss(params):
-        outputs = NETWORK.apply({"params": params}, (split.images - 0.5) / 2)
+        outputs = NETWORK.apply({"params": params}, (IMAGES - 0.5) / 2)
         cosine = outputs @ TARGETS.T / jnp.linalg.norm(outputs, axis=1, keepdims=True)
         logits = 100 * cosine
         return optax.softmax_cross_entropy_with_integer_labels(

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.data.pixels import Pixels
+from experiments.data.splits import in_memory
 from experiments.defaults import default
-from experiments.parents.data import Pixels, Split
 from experiments.parents.trained import Trainer, pretrained
 from tests.networks import variables
 from zipjax.interop.torch import from_flax, save_state_dict
 from zipjax.models import mlp
 
+IMAGES = np.arange(9.0).reshape(9, 1, 1, 1)
 NETWORK = mlp.MLP((5,), 3)
 
 
@@ -35,7 +37,7 @@ def config(tmp_path):
 
 def split():
     ids = np.array([f"train_{number:05d}" for number in range(9)])
-    return Split(np.arange(9.0).reshape(9, 1, 1, 1), np.arange(9) % 4, ids=ids)
+    return in_memory(IMAGES, np.arange(9) % 4, ids=ids)
 
 
 def test_networks_tasks_and_images_are_those_of_the_folder(config):
@@ -50,7 +52,7 @@ def test_networks_tasks_and_images_are_those_of_the_folder(config):
     ]
     np.testing.assert_array_equal(found.tasks[1].targets, np.eye(4, 3)[[1, 2]])
     # In the order of the file, not of the dataset.
-    assert found.calibration.images.ravel().tolist() == [7, 2]
+    assert found.calibration.numbers.tolist() == [7, 2]
     assert list(found.keys) == [4, 6]
     drawn = {jax.random.key_data(key).tobytes() for key in found.keys.values()}
     assert len(drawn) == 2
@@ -102,13 +104,13 @@ def test_the_same_networks_are_trained_once(reused):
 
 
 def relabelled():
-    return Split(split().images, (np.arange(9) + 1) % 4)
+    return in_memory(IMAGES, (np.arange(9) + 1) % 4)
 
 
 def repainted():
-    images = split().images.copy()
+    images = IMAGES.copy()
     images[4] += 1  # Of one example of one task.
-    return Split(images, split().labels)
+    return in_memory(images, split().labels)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def repainted():
         ({"split": relabelled()}, 0),
         ({"split": repainted()}, 1),
         ({"split": split().take(slice(8))}, 1),
-        ({"split": Split(split().images, split().labels, Pixels((0.5,), (2.0,)))}, 0),
+        ({"split": in_memory(IMAGES, split().labels, Pixels((0.5,), (2.0,)))}, 0),
         ({"network": mlp.MLP((4,), 3)}, 0),
     ],
 )
@@ -129,7 +131,9 @@ def test_other_data_targets_or_networks_are_trained_again(changes, expected, reu
     assert reused(**changes) == expected
 
 
-@pytest.mark.parametrize("name", ["train", "tasks", "data", "trained", "mlp", "layers"])
+@pytest.mark.parametrize(
+    "name", ["train", "tasks", "splits", "trained", "mlp", "layers"]
+)
 def test_other_code_trains_again(name, reused, monkeypatch):
     read = Path.read_bytes
 
