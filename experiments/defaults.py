@@ -28,9 +28,16 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.examples = config_dict.placeholder(int)  # Per class; None: all.
     config.class_names = config_dict.placeholder(str)  # None: the dataset's own.
     config.text_encoder = "minilm"
-    config.tasks = "split"  # Or "prime_odd".
+    # What networks learn, see `experiments.parents.tasks.kinds`.
+    config.tasks = "split"
     config.num_tasks = 2
+    config.groups = ("all",)  # Networks that are merged: "all" at once, or "pairs".
     config.classes = ()  # The classes of every task; empty: config.tasks decides.
+    # Of tasks = "datasets": a name, a data set and classes, () for all, of each task,
+    # folders of data sets that are not in data_dir, and the side of the images.
+    config.datasets = ()
+    config.data_dirs = ml_collections.ConfigDict()
+    config.image_size = config_dict.placeholder(int)
     config.seeds = (0, 1, 2, 3, 4)
 
     config.model = model
@@ -125,6 +132,10 @@ def shrunk(config: Config) -> Config:
     small.dataset = stand_in(config.dataset)
     small.class_names, small.examples = config.class_names or config.dataset, 2
     small.checkpoints = None
+    small.datasets = tuple(
+        (name, stand_in(dataset), tuple(classes)[:4])
+        for name, dataset, classes in config.datasets
+    )
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
     small.rows = one_of_a_kind(config.rows, config.partial_rows)

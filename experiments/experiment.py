@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,21 +14,20 @@ from rich.progress import track
 
 import zipjax
 from experiments.checks import check_config
-from experiments.data.datasets import load_dataset
 from experiments.defaults import shrunk
 from experiments.fingerprints import code_digest, versions
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
-from experiments.methods.runner import Model, Runner
-from experiments.parents import cache, trained
-from experiments.parents.architectures import build
-from experiments.parents.text_embeddings import load_class_embeddings
+from experiments.methods.runner import Model, Runner, forward_of, functions_for
+from experiments.parents import cache
+from experiments.parents.tasks.kinds import KINDS
+from experiments.parents.tasks.suite import Suite
 from experiments.parents.train import Config, Variables
-from experiments.parents.trained import Parents, Trainer, pretrained
+from experiments.parents.trained import Parents, Trainer, keys_of, pretrained
 from experiments.report import pictures, report
-from experiments.report.plane import Landscape, corners, task_losses
-from experiments.report.tables import make_table, print_table
-from experiments.results import AS_TRAINED, ENSEMBLE, Result, letter
+from experiments.report.plane import Landscape, corners
+from experiments.report.tables import make_tables, print_table
+from experiments.results import AS_TRAINED, ENSEMBLE, Result
 from zipjax.positions import Positions
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
@@ -55,16 +55,18 @@ class Candidate(NamedTuple):
       layers: number of zipped layers, if it is a zip.
       make: makes the model from a key.
       iterates: whether the key matters.
+      only: the number of the task that it is a network of, if it is not merged.
     """
 
     name: str
     layers: int | None
     make: Callable[[jax.Array], Model]
     iterates: bool = False
+    only: int | None = None
 
 
 class Experiment:
-    """One configuration: its data, network and text embeddings.
+    """One configuration: its tasks, methods and results.
 
     Attributes:
       config: the configuration.
@@ -77,74 +79,56 @@ class Experiment:
         config = shrunk(config) if config.smoke else config
         self.config: Config = config
         self.workdir, self.console = workdir, console
-        self.data = load_dataset(
-            config.dataset, config.data_dir, workers=config.workers, track=self.track
-        )
-        if config.examples is not None:
-            self.data = self.data.first(config.examples)
-        self.test = self.data.test.take(slice(config.test_images))
-        names, encoder = config.class_names or config.dataset, config.text_encoder
-        _, self.embeddings = load_class_embeddings(names, encoder)
-        self.network, self.spec = build(
-            config.model, config.network.to_dict(), self.embeddings.shape[1]
-        )
-        if config.inferred:
-            self.spec = self.inferred()
-        self.runner = Runner(
-            self.network.apply, config.batch_size, config.ddof, _positions(config)
-        )
-        self.merger = Merger(self.runner, self.spec, config)
+        self.kind = KINDS[config.tasks](config, self.track)
+        self.runner = Runner(config.batch_size, config.ddof, _positions(config))
+        self.merger = Merger(self.runner, config)
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
         self.check()
 
     def check(self) -> None:
-        """Checks what only the data and the spec tell, before anything is trained.
+        """Checks what only the data and the specs tell, before anything is trained.
 
         Raises:
           ValueError: if a zip cannot stop where the config says, or if a task has no
-            images of its classes where these are needed.
+            examples where these are needed.
         """
-        config, train = self.config, self.data.train
-        chosen_cuts(self.spec, config.cuts, config.cut_layers)
-        searched = any(method.searched for method in self.methods)
-        scored = train.take(slice(config.calibration_images))
-        drawn = bool(config.plane.points) and config.num_tasks == 2
-        needed = {
-            "config.examples": train,
-            "config.test_images": self.test,
-            "config.plane.images": self.test.take(slice(config.plane.images * drawn)),
-            "config.search_images": scored.take(slice(config.search_images)),
-        }
-        if not drawn:
-            del needed["config.plane.images"]
-        if not searched or config.checkpoints is not None:
-            del needed["config.search_images"]
-        for task in trained.all_tasks(config, self.embeddings):
-            for field, split in needed.items():
-                if not len(task.of(split).labels):
-                    raise ValueError(
-                        f"a task has none of the {len(split.labels)} images that "
-                        f"{field} leaves: raise it, or set it to None"
-                    )
+        config = self.config
+        for suite in self.suites():
+            chosen_cuts(suite.spec, config.cuts, config.cut_layers)
+            _check_examples(
+                "examples", suite, [len(task.train) for task in suite.tasks]
+            )
+            _check_examples("test_images", suite)
+            if config.plane.points and len(suite.tasks) == 2:
+                _check_examples("plane.images", suite.testing(config.plane.images))
+            if config.checkpoints is None and any(x.searched for x in self.methods):
+                _check_examples("search_images", suite.searching(config.search_images))
 
-    def inferred(self) -> zipjax.PermutationSpec:
-        """Infers the network's spec."""
-        images, _ = next(self.test.batches(2))
-        shapes = jax.eval_shape(self.network.init, jax.random.key(0), images)
-        return zipjax.infer_spec(self.network.apply, shapes, images)
+    def suites(self) -> Iterator[Suite]:
+        """Yields the tasks of the networks of all seeds."""
+        if self.config.checkpoints is not None:
+            yield self.kind.pretrained(Path(self.config.checkpoints))
+            return
+        for seed in self.config.seeds:
+            yield self.kind.suite(keys_of(self.config, seed)[0])
 
     def run(self) -> list[Result]:
         """Evaluates every method and writes the report."""
         results: list[Result] = []
         matched: list[report.Picture] = []
-        for parents in self.parents():
-            setting = self.prepare(parents)
-            title = f"{parents.name}: merge and evaluate"
-            for candidate in self.track(self.candidates(setting), title):
-                results += self.results(setting, candidate)
-            matched = matched or self.unit_pictures(setting)
+        for every in self.parents():
+            for group, numbers in groups(self.config.groups, len(every.models)):
+                parents = every.subset(numbers)
+                setting = self.prepare(parents)
+                title = f"{parents.name}: merge and evaluate"
+                for candidate in self.track(self.candidates(setting), title):
+                    results += [
+                        found.among(group, numbers, every.suite.headings)
+                        for found in self.results(setting, candidate)
+                    ]
+                matched = matched or self.unit_pictures(setting)
         if jax.process_index() == 0:
             self.write(results, matched)
         return results
@@ -155,7 +139,8 @@ class Experiment:
         Raises:
           OSError: if the report cannot be written; the table is printed before.
         """
-        print_table(make_table(results), self.console)
+        for table in make_tables(results):
+            print_table(table, self.console)
         try:
             path = self.written(results, matched)
         except OSError as error:
@@ -169,7 +154,7 @@ class Experiment:
         path = report.write_report(
             results,
             [
-                pictures.depth_picture(results, self.spec.layers),
+                *pictures.depth_pictures(results, next(self.suites()).spec.layers),
                 *pictures.iteration_pictures(self.merger.sweeps, self.merger.searches),
                 *matched,
             ],
@@ -183,27 +168,22 @@ class Experiment:
 
     def parents(self) -> Iterator[Parents]:
         """Yields the networks to merge: from a folder, or trained for every seed."""
-        config, split = self.config, self.data.train
+        config = self.config
         if config.checkpoints is not None:
-            yield pretrained(config, self.network, split)
+            suite = self.kind.pretrained(Path(config.checkpoints))
+            yield pretrained(config, suite)
             return
-        trainer = Trainer(
-            config,
-            self.network,
-            self.spec,
-            split,
-            self.embeddings,
-            self.workdir,
-            self.track,
-            self.say,
-        )
+        trainer = Trainer(config, self.kind, self.workdir, self.track, self.say)
         yield from map(trainer.parents, config.seeds)
 
     def prepare(self, parents: Parents) -> Setting:
         """Resets the networks if the config says so, and collects their moments."""
-        models, images = parents.models, parents.calibration
+        models = parents.models
         if self.config.reset_parents:
-            models = [self.runner.calibrated(model, images) for model in models]
+            models = [
+                self.runner.calibrated(model, parents.suite, number)
+                for number, model in enumerate(models)
+            ]
         return Setting(parents, models, self.moments(parents, models))
 
     def moments(
@@ -211,26 +191,27 @@ class Experiment:
     ) -> dict[str, zipjax.Moments]:
         """Returns the moments of all models' units on the calibration images."""
         title = f"{parents.name}: collect moments"
-        size, images = self.config.batch_size, parents.calibration
+        suite = parents.suite
 
         def make() -> dict[str, Any]:
-            batches = self.track(list(self.runner.batches(images)), title)
+            batches = self.track(self.runner.inputs(suite), title)
             moments = self.merger.timed(
                 ("moments", ""),
                 lambda: zipjax.collect_moments(
-                    self.runner.apply_fn,
+                    suite.functions,
                     models,
-                    self.spec,
+                    suite.specs,
                     batches,
                     positions=self.runner.positions,
                 ),
             )
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
-        source = zipjax.source_of(models, self.spec)
+        source = zipjax.source_of(models, suite.specs)
         path = self.workdir / "moments" / parents.name
         inputs = {
-            "images": (self.config.dataset, images.digest(), size),
+            "images": [split.digest() for split in suite.calibration],
+            "batches": self.config.batch_size,
             "positions": (self.runner.positions, jax.process_count()),
             "source": source,
             "fields": _FIELDS,
@@ -241,40 +222,42 @@ class Experiment:
             self.say(f"{title}: reused from an earlier run")
         return {
             perm: dataclasses.replace(_moments(fields[perm]), source=source)
-            for perm in self.spec.perms
+            for perm in suite.spec.perms
             if perm in fields
         }
 
     def candidates(self, setting: Setting) -> Iterator[Candidate]:
         """Yields the models to evaluate, in the order of the table."""
-        trained, config = setting.parents.models, self.config
-        yield from self.separate(setting.models, "")
-        if config.reset_parents:
-            yield from self.separate(trained, AS_TRAINED)
+        yield from self.separate(setting, setting.models, "")
+        if self.config.reset_parents:
+            yield from self.separate(setting, setting.parents.models, AS_TRAINED)
         for method in self.methods:
-            for stop in self.stops(method):
+            for stop in self.stops(setting.suite, method):
                 yield self.candidate(setting, method, stop)
 
-    def separate(self, models: list[Variables], suffix: str) -> Iterator[Candidate]:
+    def separate(
+        self, setting: Setting, models: list[Variables], suffix: str
+    ) -> Iterator[Candidate]:
         """Yields the networks and their ensemble, with a suffix to their names."""
         for number, model in enumerate(models):
-            name = f"Model {letter(number)}{suffix}"
-            yield Candidate(name, None, lambda _, m=model: m)
-        ensemble = zipjax.merge(models, self.spec, zipjax.average(), stop_at=0)
+            name = f"Model {setting.parents.letters[number]}{suffix}"
+            yield Candidate(name, None, lambda _, m=model: m, only=number)
+        average = zipjax.average()
+        ensemble = zipjax.merge(models, setting.suite.specs, average, stop_at=0)
         yield Candidate(f"{ENSEMBLE}{suffix}", 0, lambda _: ensemble)
 
-    def stops(self, method: Method) -> list[zipjax.Cut | None]:
+    def stops(self, suite: Suite, method: Method) -> list[zipjax.Cut | None]:
         """Returns where a method's merges stop; None: they merge everything."""
         if method not in self.partial:
             return [None]
-        cuts = self.config.cuts, self.config.cut_layers
-        return [None, *chosen_cuts(self.spec, *cuts)]
+        config = self.config
+        return [None, *chosen_cuts(suite.spec, config.cuts, config.cut_layers)]
 
     def candidate(
         self, setting: Setting, method: Method, stop: zipjax.Cut | None
     ) -> Candidate:
         """Returns the merge by a method that stops at a cut."""
-        total, name, layers = self.spec.layers, method.title, None
+        total, name, layers = setting.suite.spec.layers, method.title, None
         if method in self.partial:
             layers = total if stop is None else stop.layers
             name = f"{name} {layers}/{total}"
@@ -291,30 +274,38 @@ class Experiment:
 
     def result(self, setting: Setting, candidate: Candidate, seed: int) -> Result:
         """Makes and evaluates a model."""
-        parents = setting.parents
-        model = candidate.make(parents.keys[seed])
-        scores = self.runner.evaluate(model, self.test, parents.tasks)
-        figures = self.count_flops(model), scores.joint, scores.tasks, candidate.layers
+        suite = setting.suite
+        model = candidate.make(setting.parents.keys[seed])
+        scores = self.runner.evaluate(model, suite, candidate.only)
+        flops = self.count_flops(suite, model, candidate.only)
+        figures = flops, scores.joint, scores.tasks, candidate.layers
         return Result(candidate.name, seed, *figures)
 
-    def count_flops(self, model: Model) -> float:
+    def count_flops(self, suite: Suite, model: Model, only: int | None) -> float:
         """Returns the operations for one image, counted once per set of shapes."""
+        functions = functions_for(suite, model, only)
+        image = next(suite.inputs(1))
         leaves = jax.tree_util.tree_leaves_with_path(model)
         shapes = tuple((path, np.shape(leaf)) for path, leaf in leaves)
-        if shapes not in self.flops:  # Counting compiles the network.
-            image, _ = next(self.test.batches(1))
-            forward = self.runner.forward(model)
-            self.flops[shapes] = zipjax.flops(forward, model, image)
-        return self.flops[shapes]
+        key = functions, shapes, image.shape
+        if key not in self.flops:  # Counting compiles the network.
+            forward = forward_of(functions, model)
+            self.flops[key] = zipjax.flops(forward, model, image[:1])
+        return self.flops[key]
 
     def unit_pictures(self, setting: Setting) -> list[report.Picture]:
         """Draws how ZipIt! matched the units of one seed."""
         recipe = zipjax.zipit(**self.config.zipit)
+        suite = setting.suite
         assignments = zipjax.match(
-            setting.models, self.spec, recipe, moments=setting.moments
+            setting.models,
+            suite.specs,
+            recipe,
+            moments=setting.moments,
+            stop_at=suite.whole,
         )
         # Groups and the units within them are not the units of a whole layer.
-        plain = {p: x for p, x in assignments.items() if self.spec.is_plain(p)}
+        plain = {p: x for p, x in assignments.items() if suite.spec.is_plain(p)}
         where, number = f"Networks: {setting.parents.name}.", len(setting.models)
         drawn = pictures.match_pictures(plain, setting.moments, number, where)
         if landscape := self.landscape(setting, assignments):
@@ -324,22 +315,21 @@ class Experiment:
     def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
         """Measures losses on the plane through two networks and their zip, if any."""
         points = self.config.plane.points
-        if not points or len(setting.models) != 2:
+        suite = setting.suite
+        if not points or len(setting.models) != 2 or not suite.shares_outputs:
             return None
-        through = corners(setting.models, self.spec, setting.moments, zipped)
-        losses = functools.partial(self.losses, setting.parents)
+        through = corners(setting.models, suite.spec, setting.moments, zipped)
+        images = self.config.plane.images
+        tested = suite.testing(images).calibrating(images)
+
+        def losses(model: Variables) -> np.ndarray:
+            """Returns every task's loss, with batch statistics measured again."""
+            model = self.runner.calibrated(model, tested)
+            return tested.losses(model, self.config.batch_size)
+
         title = f"{setting.parents.name}: losses on a plane"
         track = functools.partial(self.track, title=title)
         return Landscape.of(through, losses, points, track)
-
-    def losses(self, parents: Parents, model: Variables) -> np.ndarray:
-        """Returns every task's loss, after batch statistics are measured again."""
-        some = slice(self.config.plane.images)
-        model = self.runner.calibrated(model, parents.calibration.take(some))
-        test, forward = self.test.take(some), self.runner.forward(model)
-        batches = test.batches(self.config.batch_size)
-        outputs = [np.asarray(forward(model, images)) for images, _ in batches]
-        return task_losses(np.concatenate(outputs), test.labels, parents.tasks)
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""
@@ -348,6 +338,33 @@ class Experiment:
     def say(self, message: str) -> None:
         """Prints a message."""
         self.console.print(message, style="dim")
+
+
+def groups(names: Sequence[str], count: int) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yields the groups of networks that are merged, with their title in the tables.
+
+    Args:
+      names: "all" networks at once, or "pairs".
+      count: number of networks.
+    """
+    for name in names:
+        if name == "pairs" and count > 2:
+            for pair in itertools.combinations(range(count), 2):
+                yield "Pairs", pair
+        else:
+            yield "", range(count)
+
+
+def _check_examples(
+    field: str, suite: Suite, counts: Sequence[int] | None = None
+) -> None:
+    """Checks that every task has examples, by default for its test."""
+    found = [len(task.test) for task in suite.tasks] if counts is None else counts
+    if 0 in found:
+        raise ValueError(
+            f"config.{field} leaves {suite.tasks[found.index(0)].name!r} without any "
+            "image of its classes: raise it, or set it to None"
+        )
 
 
 def _positions(config: Config) -> Positions:

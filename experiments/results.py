@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,41 +23,70 @@ class Result:
       seed: the seed that the networks were trained with.
       flops: floating-point operations for one example, as XLA counts them in the
         compiled forward pass.
-      joint: accuracy over the classes of all tasks together, a fraction.
-      tasks: accuracy on each task alone, fractions.
+      joint: accuracy over the classes of all tasks together, a fraction; None where
+        tasks have no classes in common.
+      tasks: the score on each task alone, 1 if it is perfect; None for tasks of
+        networks that are not merged.
       layers: number of zipped layers; None (or 0) for methods that are not zips.
+      group: the table that the result belongs to: "" for merges of all networks.
+      headings: the tasks' names in the table; "Task A" and so on by default.
 
     Raises:
-      ValueError: if there is no task, an accuracy is not a fraction, or ``flops`` or
-        ``layers`` is negative.
+      ValueError: if there is no task, an accuracy is not a fraction, a score is above
+        1 or not finite, or ``flops`` or ``layers`` is negative.
     """
 
     method: str
     seed: int
     flops: float
-    joint: float
-    tasks: tuple[float, ...]
+    joint: float | None
+    tasks: tuple[float | None, ...]
     layers: int | None = None
+    group: str = ""
+    headings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise ValueError(f"{self.method}, seed {self.seed}: no task accuracy")
-        for accuracy in (self.joint, *self.tasks):
-            if not 0 <= accuracy <= 1:
+        where = f"{self.method}, seed {self.seed}"
+        scores = [score for score in self.tasks if score is not None]
+        if not scores:
+            raise ValueError(f"{where}: no task's score")
+        if self.joint is not None and not 0 <= self.joint <= 1:
+            raise ValueError(
+                f"{where}: accuracy {self.joint} is not a fraction between 0 and 1"
+            )
+        for score in scores:
+            if not (math.isfinite(score) and score <= 1):
                 raise ValueError(
-                    f"{self.method}, seed {self.seed}: accuracy {accuracy} is not a "
-                    "fraction between 0 and 1"
+                    f"{where}: the score {score} is not finite, or above 1"
                 )
         if not (math.isfinite(self.flops) and self.flops >= 0 <= (self.layers or 0)):
             raise ValueError(
-                f"{self.method}, seed {self.seed}: flops {self.flops} and layers "
-                f"{self.layers} must not be negative"
+                f"{where}: flops {self.flops} and layers {self.layers} must not be "
+                "negative"
             )
 
     @property
     def average(self) -> float:
-        """The mean of the task accuracies."""
-        return sum(self.tasks) / len(self.tasks)
+        """The mean of the tasks' scores."""
+        scores = [score for score in self.tasks if score is not None]
+        return sum(scores) / len(scores)
+
+    def among(
+        self, group: str, numbers: Sequence[int], headings: tuple[str, ...]
+    ) -> "Result":
+        """Returns the result in a table of more tasks.
+
+        Args:
+          group: the table.
+          numbers: this result's tasks among those of the table.
+          headings: the names of all of these.
+        """
+        tasks: list[float | None] = [None] * len(headings)
+        for number, score in zip(numbers, self.tasks, strict=True):
+            tasks[number] = score
+        return dataclasses.replace(
+            self, tasks=tuple(tasks), group=group, headings=headings
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,30 +103,35 @@ class Summary:
 
     method: str
     flops: float
-    joint: Mean
-    tasks: tuple[Mean, ...]
+    joint: Mean | None
+    tasks: tuple[Mean | None, ...]
     average: Mean
     layers: int | None
     seeds: tuple[int, ...]
 
     @property
-    def accuracies(self) -> tuple[Mean, ...]:
-        """All accuracies in the order of the table's columns."""
-        return (self.joint, *self.tasks, self.average)
+    def scores(self) -> tuple[Mean | None, ...]:
+        """All scores in the order of the table's columns."""
+        joint = () if self.joint is None else (self.joint,)
+        return (*joint, *self.tasks, self.average)
 
 
 def summarise(results: Iterable[Result]) -> list[Summary]:
     """Averages every figure of every method over the seeds.
 
+    Where a method has several results for a seed, those of several pairs of networks,
+    these are averaged first: every task over the pairs that it belongs to.
+
     Args:
-      results: one result per method and seed, in any order.
+      results: one result or more per method and seed, in any order, of one table.
 
     Returns:
       One summary per method, in the order in which the methods first appear.
 
     Raises:
-      ValueError: if a method lacks a seed that another one has, has a seed twice, or
-        if the methods differ in the number of tasks or a method in its layers.
+      ValueError: if a method lacks a seed that another one has, has one more often than
+        others, or if the methods differ in the number of tasks or a method in its
+        layers.
     """
     methods: dict[str, list[Result]] = {}
     for result in results:
@@ -123,12 +158,15 @@ def is_ensemble(method: str) -> bool:
 
 
 def _check_seeds(methods: dict[str, list[Result]]) -> None:
-    seeds = {method: [r.seed for r in group] for method, group in methods.items()}
-    every = set().union(*seeds.values())
-    for method, own in seeds.items():
-        if twice := sorted({seed for seed in own if own.count(seed) > 1}):
-            raise ValueError(f"{method}: more than one result for seeds {twice}")
-    missing = {method: sorted(every - set(own)) for method, own in seeds.items()}
+    counts = {method: Counter(r.seed for r in own) for method, own in methods.items()}
+    every = set[int]().union(*counts.values())
+    for method, own in counts.items():
+        # Of pairs there is one result each.
+        if len(set(own.values())) > 1 or (
+            max(own.values()) > 1 and not methods[method][0].group
+        ):
+            raise ValueError(f"{method}: results for seeds differ: {dict(own)}")
+    missing = {method: sorted(every - set(own)) for method, own in counts.items()}
     lacking = [f"{method} lacks {gap}" for method, gap in missing.items() if gap]
     if lacking:
         raise ValueError(f"methods differ in their seeds: {'; '.join(lacking)}")
@@ -146,19 +184,32 @@ def _check_tasks(methods: dict[str, list[Result]]) -> None:
 
 
 def _summary(method: str, group: Sequence[Result]) -> Summary:
+    joint = _over_seeds(group, [result.joint for result in group])
+    tasks = [
+        _over_seeds(group, [result.tasks[k] for result in group])
+        for k in range(len(group[0].tasks))
+    ]
+    by_seed = zip(*(own for own in tasks if own), strict=True)
     return Summary(
         method=method,
         flops=float(np.mean([result.flops for result in group])),
-        joint=_mean([result.joint for result in group]),
-        tasks=tuple(
-            _mean(column) for column in zip(*(r.tasks for r in group), strict=True)
-        ),
-        average=_mean([result.average for result in group]),
+        joint=_mean_of(joint) if joint else None,
+        tasks=tuple(_mean_of(own) if own else None for own in tasks),
+        average=_mean_of([float(np.mean(scores)) for scores in by_seed]),
         layers=group[0].layers,
-        seeds=tuple(sorted(result.seed for result in group)),
+        seeds=tuple(sorted({result.seed for result in group})),
     )
 
 
-def _mean(values: Sequence[float]) -> Mean:
+def _over_seeds(group: Sequence[Result], scores: Sequence[float | None]) -> list[float]:
+    """Returns the mean score for every seed; nothing where there is none."""
+    by_seed: dict[int, list[float]] = {}
+    for result, score in zip(group, scores, strict=True):
+        if score is not None:
+            by_seed.setdefault(result.seed, []).append(score)
+    return [float(np.mean(own)) for own in by_seed.values()]
+
+
+def _mean_of(values: Sequence[float]) -> Mean:
     std = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return Mean(float(np.mean(values)), float(std))

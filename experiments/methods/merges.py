@@ -11,9 +11,11 @@ import jax
 import zipjax
 from experiments.methods.rows import Method
 from experiments.methods.runner import Model, Runner
-from experiments.parents import tasks
+from experiments.parents.tasks.classes import ClassSuite
+from experiments.parents.tasks.suite import Suite
 from experiments.parents.train import Config, Variables
 from experiments.parents.trained import Parents
+from zipjax.merging.each import each
 
 T = TypeVar("T")
 
@@ -33,14 +35,18 @@ class Setting:
     models: list[Variables]
     moments: dict[str, zipjax.Moments]
 
+    @property
+    def suite(self) -> Suite:
+        """The networks' tasks."""
+        return self.parents.suite
+
 
 @dataclasses.dataclass(frozen=True)
 class Merger:
     """Merges networks by the methods of a table, and keeps records for the report.
 
     Attributes:
-      runner: the network.
-      spec: its permutation spec.
+      runner: how networks are run.
       config: the experiment's configuration.
       sweeps: the sweeps of methods that iterate, by title, for the first networks and
         key.
@@ -49,7 +55,6 @@ class Merger:
     """
 
     runner: Runner
-    spec: zipjax.PermutationSpec
     config: Config
     sweeps: dict[str, list[zipjax.Sweep]] = dataclasses.field(default_factory=dict)
     searches: dict[tuple[str, ...], dict[str, zipjax.Search]] = dataclasses.field(
@@ -66,7 +71,8 @@ class Merger:
     ) -> Model:
         """Merges, measures batch statistics again, and refits if the method does."""
         recipe = method.recipe(**self.settings(setting, method, stop, key))
-        number = None if stop is None else stop.number
+        suite = setting.suite
+        number = suite.whole if stop is None else stop.number
         assignments = self.timed(
             ("matching", method.title),
             lambda: self.matched(setting, method, recipe, number, key),
@@ -74,10 +80,10 @@ class Merger:
         merged = self.timed(
             ("merging", method.title),
             lambda: zipjax.merge_units(
-                setting.models, self.spec, assignments, stop_at=number
+                setting.models, suite.specs, assignments, stop_at=number
             ),
         )
-        merged = self.runner.calibrated(merged, setting.parents.calibration)
+        merged = self.runner.calibrated(merged, suite)
         if method.refit:
             merged = self.refitted(setting, merged, method.refit)
         return plain(merged)
@@ -115,11 +121,11 @@ class Merger:
         if all(len(values) == 1 for values in grid.values()):
             return {name: value for name, (value,) in grid.items()}
         parents = setting.parents
-        images = parents.calibration.take(slice(self.config.search_images))
+        suite = parents.suite.searching(self.config.search_images)
 
         def score(merged: zipjax.Merged) -> float:
-            model = plain(self.runner.calibrated(merged, images))
-            return self.runner.evaluate(model, images, parents.tasks).average
+            model = plain(self.runner.calibrated(merged, suite))
+            return self.runner.evaluate(model, suite).average
 
         def make_recipe(**settings: Any) -> zipjax.Recipe:
             every = {**given, **settings}
@@ -129,11 +135,12 @@ class Merger:
         if parents.name not in found:
             found[parents.name] = zipjax.search(
                 setting.models,
-                self.spec,
+                suite.specs,
                 make_recipe,
                 grid,
                 score,
                 moments=setting.moments,
+                stop_at=suite.whole,
                 key=key,
             )
         return found[parents.name].best.settings
@@ -149,14 +156,15 @@ class Merger:
         """Matches the networks' units."""
         if method.sequential:
             return self.matched_sequentially(setting, recipe, stop_at)
-        if stop_at and self.spec.stop(stop_at).boundary is not None:
+        (spec, *_) = each(setting.suite.specs, len(setting.models), "specs")
+        if stop_at and spec.stop(stop_at).boundary is not None:
             setting = self.reading_up_to(setting, stop_at)
         if method.allots:
             recipe = self.allotted(setting, recipe, stop_at)
         sweeps: list[zipjax.Sweep] = []
         assignments = zipjax.match(
             setting.models,
-            self.spec,
+            setting.suite.specs,
             recipe,
             moments=setting.moments,
             stop_at=stop_at,
@@ -170,10 +178,10 @@ class Merger:
     def reading_up_to(self, setting: Setting, stop_at: int) -> Setting:
         """Returns the networks with moments for a cut inside a residual stream."""
         moments = zipjax.collect_moments(
-            self.runner.apply_fn,
+            setting.suite.functions,
             setting.models,
-            self.spec,
-            list(self.runner.batches(setting.parents.calibration)),
+            setting.suite.specs,
+            self.runner.inputs(setting.suite),
             stop_at=stop_at,
             positions=self.runner.positions,
         )
@@ -183,29 +191,31 @@ class Merger:
         self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None
     ) -> dict[str, Any]:
         """Matches units by their activations after the layers merged so far."""
-        images = setting.parents.calibration
+        suite = setting.suite
         return zipjax.match_sequential(
-            self.runner.apply_fn,
+            suite.functions,
             setting.models,
-            self.spec,
+            suite.specs,
             recipe,
-            list(self.runner.batches(images)),
+            self.runner.inputs(suite),
             stop_at=stop_at,
             positions=self.runner.positions,
-            calibrate=lambda merged: self.runner.calibrated(merged, images),
+            calibrate=lambda merged: self.runner.calibrated(merged, suite),
         )
 
     def allotted(
         self, setting: Setting, recipe: zipjax.Recipe, stop_at: int | None
     ) -> zipjax.Recipe:
         """Returns the recipe with the widths that lose least within a budget."""
-        cost = self.config.cost if stop_at is None else self.config.partial_cost
+        suite = setting.suite
+        whole = stop_at == suite.whole
+        cost = self.config.cost if whole else self.config.partial_cost
         widths = zipjax.allot_units(
-            self.runner.apply_fn,
+            suite.tasks[0].apply_fn,
             setting.models,
-            self.spec,
+            suite.tasks[0].spec,
             recipe,
-            next(setting.parents.calibration.batches(1))[0],
+            next(suite.inputs(1)),
             moments=setting.moments,
             cost=cost,
             stop_at=stop_at,
@@ -219,16 +229,15 @@ class Merger:
         target: str,
     ) -> zipjax.Merged:
         """Refits a merged model's layers."""
-        parents = setting.parents
-        images = parents.calibration.take(slice(self.config.refit_images))
+        suite = setting.suite
         outputs = None
-        if target == "ensemble":
-            outputs = zipjax.ensemble_target(*tasks.by_label(parents.tasks))
+        if target == "ensemble" and isinstance(suite, ClassSuite):
+            outputs = zipjax.ensemble_target(*suite.embeddings_by_label())
         return zipjax.refit(
-            self.runner.apply_fn,
+            suite.tasks[0].apply_fn,
             setting.models,
             merged,
-            self.runner.batches(images),
+            self.runner.inputs(suite.calibrating(self.config.refit_images)),
             outputs=outputs,
         )
 

@@ -1,58 +1,76 @@
-"""A network, run on images in batches."""
+"""Networks, run on the images of their tasks in batches."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import jax
-
 import zipjax
-from experiments.data.splits import Split
-from experiments.parents import tasks
-from experiments.parents.tasks import Task
+from experiments.parents.tasks.suite import Scores, Suite, forwarded
 from experiments.parents.train import Variables
+from zipjax.merging.each import OneOrEach
 from zipjax.positions import Positions
+from zipjax.types import ApplyFn, Array
 
 Model: TypeAlias = Variables | zipjax.Merged
 
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """A network, run on images in batches.
+    """How networks are run on images in batches.
 
     Attributes:
-      apply_fn: the network.
       batch_size: number of images in a batch.
       ddof: of measured batch statistics; see :func:`zipjax.reset_batch_stats`.
       positions: that moments are collected from; see :func:`zipjax.collect_moments`.
     """
 
-    apply_fn: Callable[..., Any]
     batch_size: int
     ddof: int
     positions: Positions = "all"
 
-    def batches(self, images: Split) -> Iterator[jax.Array]:
-        """Yields normalised images: of several processes, each has its own share."""
-        share = jax.process_index(), jax.process_count()
-        return (batch for batch, _ in images.batches(self.batch_size, *share))
+    def inputs(self, suite: Suite) -> list[Array]:
+        """Returns batches of calibration images."""
+        return list(suite.inputs(self.batch_size))
 
-    def calibrated(self, model: Any, images: Split) -> Any:
-        """Returns a model with batch statistics that are measured on these images."""
-        return zipjax.reset_batch_stats(
-            self.apply_fn, model, self.batches(images), ddof=self.ddof
-        )
+    def calibrated(self, model: Any, suite: Suite, only: int | None = None) -> Any:
+        """Returns a model with batch statistics of a suite's calibration images.
 
-    def forward(self, model: Model) -> Callable[..., Any]:
-        """Returns a function of a model and images: the output, or one per head."""
-        if isinstance(model, zipjax.Merged):
-            return functools.partial(zipjax.apply, self.apply_fn)
-        return jax.jit(self.apply_fn)
+        Args:
+          model: a merged model, or the variables of one network.
+          suite: the tasks.
+          only: the task that the model is a network of.
+        """
+        functions = functions_for(suite, model, only)
+        if only is not None and len(suite.calibration) > 1:
+            suite = suite.subset([only])
+        return suite.calibrated(functions, model, self.batch_size, self.ddof)
 
-    def evaluate(
-        self, model: Model, split: Split, chosen: Sequence[Task]
-    ) -> zipjax.Evaluation:
-        """Evaluates a model on the examples of all tasks."""
-        forward = functools.partial(self.forward(model), model)
-        return tasks.evaluate_split(forward, split, chosen, self.batch_size)
+    def evaluate(self, model: Model, suite: Suite, only: int | None = None) -> Scores:
+        """Evaluates a model on the test examples of a suite."""
+        functions = functions_for(suite, model, only)
+        return suite.evaluate(functions, model, self.batch_size, only)
+
+
+def functions_for(
+    suite: Suite, model: Model, only: int | None = None
+) -> OneOrEach[ApplyFn]:
+    """Returns a model's function, or one per head.
+
+    Args:
+      suite: the tasks.
+      model: variables, or a merged model.
+      only: the task that the model is a network of; None: it is merged.
+    """
+    if only is not None:
+        return suite.tasks[only].apply_fn
+    return suite.functions
+
+
+def forward_of(
+    functions: OneOrEach[ApplyFn], model: Model
+) -> Callable[[Model, Any], Any]:
+    """Returns a function of a model and images: the output, or one per head."""
+    if isinstance(model, zipjax.Merged):
+        return functools.partial(zipjax.apply, functions)
+    return functools.partial(forwarded, functions)

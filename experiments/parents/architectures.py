@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 
 import zipjax
 from zipjax.models import mlp, resnet, swin, vit
@@ -79,6 +80,17 @@ def build(
     chosen = architecture(name)
     network = _first_equal(chosen.make(outputs=outputs, **options))
     return network, chosen.spec(network)
+
+
+def inferred(network: nn.Module, images: Any) -> zipjax.PermutationSpec:
+    """Infers a network's spec.
+
+    Args:
+      network: the network.
+      images: a batch of its inputs.
+    """
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    return zipjax.infer_spec(network.apply, shapes, images)
 
 
 @functools.cache

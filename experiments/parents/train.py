@@ -1,4 +1,4 @@
-"""Training with optax, CLIP-style: outputs are compared with text embeddings."""
+"""Training with optax."""
 
 import dataclasses
 import functools
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,9 +17,10 @@ from flax.training import train_state
 from experiments.data.pixels import Pixels
 from experiments.data.splits import Split, Track
 from experiments.data.streams import on_device
-from zipjax.evaluation import LOGIT_SCALE
+from experiments.parents.tasks.suite import Objective
 
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
+Averages: TypeAlias = dict[str, metrics.Average]
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
 WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
 
@@ -28,14 +28,6 @@ WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
 _ADAMW = optax.inject_hyperparams(
     optax.adamw, static_args=("b1", "b2", "eps", "eps_root")
 )(learning_rate=0.0, weight_decay=0.0)
-
-
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-    """What is logged for every epoch."""
-
-    accuracy: metrics.Accuracy
-    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
 
 
 class TrainState(train_state.TrainState):
@@ -94,7 +86,7 @@ class Augmentation:
 def train_network(
     model: nn.Module,
     split: Split,
-    targets: jax.Array,
+    objective: Objective,
     key: jax.Array,
     config: Config,
     track: Track,
@@ -102,17 +94,17 @@ def train_network(
     title: str,
     start: Variables | None = None,
 ) -> Variables:
-    """Trains one network on the classes that occur in ``split``.
+    """Trains one network.
 
     Args:
       model: a network with ``__call__(x, train)``.
-      split: training examples; their labels are rows of ``targets``.
-      targets: the task's text embeddings ``[classes, dim]``.
+      split: training examples.
+      objective: what the network's outputs mean.
       key: PRNG key of initialisation, shuffling and augmentation.
       config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``, ``flip``
         and ``crop``, see `Augmentation`.
       track: wraps the epochs in a progress bar with a title.
-      write: receives the number and the mean accuracy and loss of every epoch.
+      write: receives the number and the mean figures of every epoch.
       title: what the bar and the log call this training.
       start: variables to start from; drawn at random if None.
 
@@ -133,18 +125,17 @@ def train_network(
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
     state = _initial_state(model, start, config.weight_decay)
     look = Augmentation(split.pixels, config.flip, config.crop)
-    collected = TrainMetrics.empty()
+    figures: dict[str, float] = {}
     for number in track(range(config.epochs), title):
-        collected = TrainMetrics.empty()
+        collected: Averages = {}
         for batch in on_device(split.shuffled(size, shuffle_key, number)):
             state.opt_state.hyperparams["learning_rate"] = rate(state.step)
-            state, collected = _step(
-                look, targets, state, collected, *batch, augment_key
-            )
-        figures = {name: float(x) for name, x in collected.compute().items()}
+            state, own = _step(look, objective, state, *batch, augment_key)
+            collected = _merged(collected, own) if collected else own
+        figures = {name: float(x.compute()) for name, x in collected.items()}
         write(number, figures)
         _check_loss(title, number, figures["loss"])
-    logging.info("%s: %s", title, collected.compute())
+    logging.info("%s: %s", title, figures)
     return {"params": state.params, **state.others}
 
 
@@ -195,27 +186,37 @@ def _initial_state(
 @functools.partial(jax.jit, static_argnums=0)
 def _step(
     look: Augmentation,
-    targets: jax.Array,
+    objective: Objective,
     state: TrainState,
-    collected: TrainMetrics,
     images: jax.Array,
-    labels: jax.Array,
+    targets: jax.Array,
     key: jax.Array,
-) -> tuple[TrainState, TrainMetrics]:
+) -> tuple[TrainState, Averages]:
     """Takes one step of the optimiser."""
-    images = look.augmented(images, jax.random.fold_in(key, state.step))
-    loss_of = functools.partial(_loss, state, images, labels, targets)
-    (_, (others, output)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+    own_key = jax.random.fold_in(key, state.step)
+    images = look.augmented(images, own_key)
+    if targets.ndim > 1:
+        targets = look.moved(targets, own_key, objective.outside)
+    loss_of = functools.partial(_loss, objective, state, images, targets)
+    (_, (others, figures)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
-    collected = collected.merge(TrainMetrics.single_from_model_output(**output))
-    return state.apply_gradients(grads=grads, others=others), collected
+    found = {
+        name: metrics.Average.from_model_output(x.astype(jnp.float32))
+        for name, x in figures.items()
+    }
+    return state.apply_gradients(grads=grads, others=others), found
+
+
+@jax.jit
+def _merged(collected: Averages, own: Averages) -> Averages:
+    return {name: x.merge(own[name]) for name, x in collected.items()}
 
 
 def _loss(
+    objective: Objective,
     state: TrainState,
     images: jax.Array,
-    labels: jax.Array,
     targets: jax.Array,
     params: Any,
 ) -> tuple[jax.Array, Any]:
@@ -225,8 +226,6 @@ def _loss(
         train=True,
         mutable=list(state.others),
     )
-    # Not unit_rows: it rounds differently, and the recorded tables were trained so.
-    lengths = jnp.linalg.norm(outputs, axis=1, keepdims=True)
-    logits = LOGIT_SCALE * (outputs / jnp.maximum(lengths, 1e-6)) @ targets.T
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), (others, {"loss": losses, "logits": logits, "labels": labels})
+    losses = objective.losses(outputs, targets)
+    figures = {"loss": losses, **objective.figures(outputs, targets)}
+    return losses.mean(), (others, figures)

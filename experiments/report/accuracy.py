@@ -25,7 +25,7 @@ _LEGEND_LETTERS, _LEGEND_MARK = 80, 8
 
 
 def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figure:
-    """Draws joint and average accuracy against the number of zipped layers.
+    """Draws joint accuracy, if there is one, and the average of the tasks' scores.
 
     Methods with ``layers`` are a line that starts at the ensemble, where no layer is
     zipped; the ensemble and the single models are levels to compare with, and every
@@ -37,7 +37,7 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
       total_layers: number of layers of the network, where the axis ends.
 
     Returns:
-      The figure, with one panel for each of the two accuracies.
+      The figure, with a panel for each of the two.
 
     Raises:
       ValueError: if there are no results or their seeds do not match.
@@ -46,14 +46,18 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
     rows = [row for row in summarise(results) if AS_TRAINED not in row.method]
     if not rows:
         raise ValueError("no results to draw")
-    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
-    joint, average = figure.subplots(2, 1, sharex=True, sharey=True)
-    _draw_accuracy(joint, [_Point.of(r, r.joint) for r in rows], total_layers)
-    _draw_accuracy(average, [_Point.of(r, r.average) for r in rows], total_layers)
-    joint.set(title="Joint: classes of all tasks", ylabel="accuracy (%)")
-    average.set(title="Average of the tasks", ylabel="accuracy (%)")
-    average.set_xlabel(f"zipped layers of {total_layers} (0: the ensemble)")
-    handles, labels = joint.get_legend_handles_labels()
+    panels = {"Average of the tasks": [_Point.of(r, r.average) for r in rows]}
+    joint = [_Point.of(r, r.joint) for r in rows if r.joint is not None]
+    if joint:
+        panels = {"Joint: classes of all tasks": joint, **panels}
+    figure = Figure(figsize=(WIDTH, 3.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)
+    for panel, (title, points) in zip(axes.flat, panels.items(), strict=True):
+        _draw_accuracy(panel, points, total_layers)
+        panel.set(title=title, ylabel="accuracy (%)" if joint else "score (%)")
+    panel = axes[-1, 0]
+    panel.set_xlabel(f"zipped layers of {total_layers} (0: the ensemble)")
+    handles, labels = panel.get_legend_handles_labels()
     columns = max(1, _LEGEND_LETTERS // (max(map(len, labels)) + _LEGEND_MARK))
     style = {"loc": "outside lower center", "frameon": False}
     figure.legend(handles, labels, ncols=columns, **style)

@@ -13,14 +13,26 @@ from experiments.results import Result
 _MATRICES = 4
 
 
-def depth_picture(results: Sequence[Result], total_layers: int) -> Picture:
-    """Draws accuracy against depth."""
-    return Picture(
-        accuracy.accuracy_against_depth(results, total_layers),
-        "Accuracy against the number of zipped layers: 0 is the ensemble. On grey: "
-        "other merges into one network. Bars: one standard deviation over seeds.",
-        "Line plot of accuracy against depth",
-    )
+def depth_pictures(results: Sequence[Result], total_layers: int) -> list[Picture]:
+    """Draws scores against depth, for every group of networks.
+
+    Args:
+      results: of all groups.
+      total_layers: number of layers of the network, where the axis ends.
+    """
+    drawn = []
+    for group in dict.fromkeys(result.group for result in results):
+        own = [result for result in results if result.group == group]
+        drawn.append(
+            Picture(
+                accuracy.accuracy_against_depth(own, total_layers),
+                f"{group or 'All networks'}: scores against the number of zipped "
+                "layers: 0 is the ensemble. On grey: other merges into one network. "
+                "Bars: one standard deviation over seeds.",
+                "Line plot of scores against depth",
+            )
+        )
+    return drawn
 
 
 def iteration_pictures(

@@ -12,12 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
-from scipy.special import log_softmax
 
 import zipjax
-from experiments.parents.tasks import Task
 from experiments.parents.train import Variables
-from zipjax.evaluation import LOGIT_SCALE, unit_rows
 
 _MARGIN = 0.35  # Around the corners, as a share of the distance of A and B.
 _FLAT = 1e-4  # A triangle is a line if its height is a smaller share of its base.
@@ -160,39 +157,6 @@ def in_order(
 
     rows = [np.reshape(each, (-1, each.shape[-1])) for each in (assignment, aligned)]
     return np.stack(list(map(renumbered, *rows))).reshape(assignment.shape)
-
-
-def task_losses(
-    outputs: Float[np.ndarray, "images dim"],
-    labels: Int[np.ndarray, "images"],
-    tasks: Sequence[Task],
-) -> Float[np.ndarray, "tasks"]:
-    """Returns every task's mean cross-entropy on its images, among its classes.
-
-    Logits are ``LOGIT_SCALE`` times the cosine of an output and a class's text
-    embedding.
-
-    Raises:
-      ValueError: if a task has no image.
-    """
-    losses = []
-    for number, task in enumerate(tasks):
-        classes = task.classes[labels]
-        mine = classes >= 0
-        if not mine.any():
-            raise ValueError(
-                f"task {number} has none of the {len(labels)} images that losses are "
-                "measured on: increase config.plane.images"
-            )
-        rows, targets = map(_wide_unit_rows, (outputs[mine], task.targets))
-        cosines = rows @ targets.T
-        scores = log_softmax(LOGIT_SCALE * cosines, axis=1)
-        losses.append(-scores[np.arange(len(scores)), classes[mine]].mean())
-    return np.array(losses)
-
-
-def _wide_unit_rows(vectors: np.ndarray) -> Float[np.ndarray, "rows dim"]:
-    return unit_rows(np.asarray(vectors, np.float64))
 
 
 def _flat(model: Variables) -> Float[np.ndarray, "parameters"]:

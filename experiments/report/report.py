@@ -15,9 +15,10 @@ from experiments.fingerprints import versions
 from experiments.report.tables import (
     Table,
     csv_text,
-    make_table,
+    make_tables,
     markdown,
     results_csv,
+    task_headings,
 )
 from experiments.results import ENSEMBLE, Result
 from zipjax.files import write_text
@@ -98,12 +99,12 @@ def write_report(
       ValueError: if there are no results or their seeds or tasks do not match.
       OSError: if a file cannot be written.
     """
-    table = make_table(results)
-    html = _html(results, table, pictures, config_text, title, notes)
+    tables = make_tables(results)
+    html = _html(results, tables, pictures, config_text, title, notes)
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.csv", results_csv(results))
-    write_text(folder / "results.md", markdown(table))
+    write_text(folder / "results.md", "\n".join(map(markdown, tables)))
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
@@ -127,7 +128,7 @@ def write_seconds(
 
 def _html(
     results: Sequence[Result],
-    table: Table,
+    tables: Sequence[Table],
     pictures: Sequence[Picture],
     config_text: str,
     title: str,
@@ -144,7 +145,9 @@ def _html(
     return environment.get_template("report.html").render(
         title=title,
         notes=notes,
-        table=table,
+        tables=tables,
+        joint=results[0].joint is not None,
+        tasks=task_headings(results[0]),
         methods={
             name: text
             for name, text in EXPLANATIONS.items()

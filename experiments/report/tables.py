@@ -64,14 +64,28 @@ class Table:
     caption: str
 
 
-def make_table(results: Iterable[Result]) -> Table:
-    """Lays out the results: sections from the trained networks to the upper bound.
+def make_tables(results: Iterable[Result]) -> list[Table]:
+    """Lays out the results, with a table for every group of them.
 
-    The best accuracies among the networks merged into one are marked: these all cost
-    what one network costs, so that they can be compared.
+    Raises:
+      ValueError: if there are no results or their seeds or tasks do not match.
+    """
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.group, []).append(result)
+    if not found:
+        raise ValueError("no results to report")
+    return [make_table(own) for own in found.values()]
+
+
+def make_table(results: Sequence[Result]) -> Table:
+    """Lays out one table: sections from the trained networks to the upper bound.
+
+    The best scores among the networks merged into one are marked: these all cost what
+    one network costs, so that they can be compared.
 
     Args:
-      results: one result per method and seed.
+      results: of one group.
 
     Returns:
       The table, every figure formatted.
@@ -83,17 +97,24 @@ def make_table(results: Iterable[Result]) -> Table:
     if not summaries:
         raise ValueError("no results to report")
     unit, scale = _flops_unit(max(summary.flops for summary in summaries))
-    tasks = [f"Task {letter(index)}" for index in range(len(summaries[0].tasks))]
+    first, tasks = results[0], task_headings(results[0])
+    joint = [] if first.joint is None else ["Joint"]
     sections = [
         Section(title, _rows(members, scale, mark=title == MERGED))
         for title, members in _grouped(summaries).items()
         if members
     ]
     return Table(
-        ("Method", unit, "Joint", *tasks, "Average"),
+        ("Method", unit, *joint, *tasks, "Average"),
         tuple(sections),
-        _caption(summaries[0].seeds),
+        _caption(first, summaries[0].seeds),
     )
+
+
+def task_headings(result: Result) -> Sequence[str]:
+    """Returns the headings of the tasks' columns."""
+    named = [f"Task {letter(number)}" for number in range(len(result.tasks))]
+    return result.headings or named
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -124,11 +145,13 @@ def results_csv(results: Sequence[Result]) -> str:
     """Returns all figures in CSV, one line per result, to the last digit."""
     tasks = [f"task_{letter(i).lower()}" for i in range(len(results[0].tasks))]
     columns = ["method", "seed", "layers", "flops", "joint", *tasks, "average"]
+    grouped = any(r.group for r in results)
     rows = (
         (r.method, r.seed, r.layers, r.flops, r.joint, *r.tasks, r.average)
+        + ((r.group,) if grouped else ())
         for r in results
     )
-    return csv_text(columns, rows)
+    return csv_text([*columns, *(["group"] if grouped else [])], rows)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -156,23 +179,28 @@ def _grouped(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
 def _rows(
     summaries: Sequence[Summary], scale: float, *, mark: bool
 ) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
-    """Formats rows, and marks the best accuracy of every column if asked to."""
-    columns = zip(*(row.accuracies for row in summaries), strict=True)
-    best = [max(round(100 * accuracy.mean, 1) for accuracy in c) for c in columns]
+    """Formats rows, and marks the best score of every column if asked to."""
+    columns = zip(*(row.scores for row in summaries), strict=True)
+    best = [max((_percent(x) for x in c if x), default=None) for c in columns]
     rows = []
     for row in summaries:
-        accuracies = [
-            _accuracy(accuracy, len(row.seeds), top if mark else None)
-            for accuracy, top in zip(row.accuracies, best, strict=True)
+        scores = [
+            _score(score, len(row.seeds), top if mark else None)
+            for score, top in zip(row.scores, best, strict=True)
         ]
-        rows.append((row.method, (Cell(_flops(row.flops / scale)), *accuracies)))
+        rows.append((row.method, (Cell(_flops(row.flops / scale)), *scores)))
     return tuple(rows)
 
 
-def _accuracy(accuracy: Mean, seeds: int, best: float | None) -> Cell:
-    std = f"{100 * accuracy.std:.1f}" if seeds > 1 else ""
-    mean = 100 * accuracy.mean
-    return Cell(f"{mean:.1f}", std, round(mean, 1) == best)
+def _score(score: Mean | None, seeds: int, best: float | None) -> Cell:
+    if score is None:
+        return Cell("")
+    std = f"{100 * score.std:.1f}" if seeds > 1 else ""
+    return Cell(f"{100 * score.mean:.1f}", std, _percent(score) == best)
+
+
+def _percent(score: Mean) -> float:
+    return round(100 * score.mean, 1)
 
 
 def _flops_unit(largest: float) -> tuple[str, float]:
@@ -187,10 +215,15 @@ def _flops(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _caption(seeds: Sequence[int]) -> str:
+def _caption(first: Result, seeds: Sequence[int]) -> str:
     spread = (
         f"mean ± standard deviation over {len(seeds)} seeds"
         if len(seeds) > 1
         else f"seed {seeds[0]}"
     )
-    return f"Accuracy in %, {spread}. Bold: the best of those merged into one network."
+    accuracies = not any(", " in heading for heading in first.headings)
+    what = "Accuracy in %" if accuracies else "In %"
+    group = first.group
+    merged = f"{group}: every task in the mean of its own. " if group else ""
+    best = "Bold: the best of those merged into one network."
+    return f"{merged}{what}, {spread}. {best}"

@@ -69,6 +69,7 @@ def search(
     score: Callable[[Merged], float],
     *,
     moments: Mapping[str, Moments] | None = None,
+    stop_at: str | int | None = None,
     key: Array | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Search:
@@ -83,6 +84,7 @@ def search(
       score: calibrates (if need be) and scores a merged model; the higher the better.
         Score on training data: test data that chose a setting no longer tests it.
       moments: see :func:`zipjax.merge`; all trials share them.
+      stop_at: see :func:`zipjax.merge`; where zips stop unless the grid says so.
       key: see :func:`zipjax.merge`; the same for every trial.
       track: wraps the list of trials, to show progress.
 
@@ -114,7 +116,7 @@ def search(
     for settings in track(points):
         options = {k: v for k, v in settings.items() if k in _MERGE_SETTINGS}
         parts = {k: v for k, v in settings.items() if k not in _MERGE_SETTINGS}
-        stopping = networks.stopping_at(options.get("stop_at"))
+        stopping = networks.stopping_at(options.get("stop_at", stop_at))
         assignments = match_networks(stopping, make_recipe(**parts), moments, key)
         merged = merge_networks(stopping, assignments, options.get("weights"))
         found = score(merged)

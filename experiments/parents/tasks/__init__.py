@@ -1,0 +1,1 @@
+"""What networks learn: one module for every kind of task; see ``kinds.py``."""
