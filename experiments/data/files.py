@@ -13,6 +13,7 @@ from experiments.data.sources import Fields
 from experiments.fingerprints import text_digest
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+_CLASSES = "make it, with one folder of images for every class"
 # The one domain of Taskonomy whose files are called after another.
 _CALLED_AFTER = {"mask_valid": "depth_zbuffer"}
 
@@ -63,7 +64,12 @@ class Files:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Returns the classes of a folder with one folder of images per class, sorted."""
+    """Returns the classes of a folder with one folder of images per class, sorted.
+
+    Raises:
+      FileNotFoundError: if it is absent.
+    """
+    _check(root, _CLASSES)
     return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
@@ -77,7 +83,7 @@ def folder_of_classes(root: Path, split: str) -> tuple[Files, np.ndarray]:
       ValueError: if the split has a class that ``train`` has not.
     """
     for folder in (root / "train", root / split):
-        _check(folder, "make one folder of images per class in it")
+        _check(folder, _CLASSES)
     places = {name: number for number, name in enumerate(class_folders(root / "train"))}
     own = class_folders(root / split)
     if strange := sorted(set(own) - set(places)):

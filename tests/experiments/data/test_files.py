@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.data import files
-from experiments.data.datasets import load_dataset
+from experiments.data.datasets import load_dataset, num_classes
 from tests.experiments.data import written
 
 
@@ -41,6 +41,8 @@ def test_a_class_that_is_not_trained_is_told(tmp_path):
 
 
 def test_empty_folders_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train is absent: make it"):
+        num_classes("folder", str(tmp_path))
     (tmp_path / "train" / "ant").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"train holds no images"):
         load_dataset("folder", str(tmp_path))
