@@ -12,6 +12,7 @@ from experiments.data.datasets import DATASETS, num_classes
 from experiments.data.splits import LABEL
 from experiments.methods.rows import METHODS
 from experiments.parents.architectures import ARCHITECTURES
+from experiments.parents.tasks.kinds import KINDS
 from experiments.parents.text_embeddings import CLASSES, ENCODERS
 from experiments.parents.train import Config
 from experiments.results import letter
@@ -32,7 +33,9 @@ def check_config(config: Config) -> None:
     """
     faults = list(_field_faults(config))
     # How fields fit together is clear only where each of them makes sense.
-    faults = faults or [*_class_faults(config), *_other_faults(config)]
+    if not faults:
+        own = _dataset_faults if config.tasks == "datasets" else _class_faults
+        faults = [*own(config), *_other_faults(config)]
     if faults:
         raise ValueError(f"the config cannot run: {'; '.join(faults)}")
 
@@ -101,8 +104,13 @@ RULES: dict[str, Rule] = {
     "examples": _or_none(_whole(1)),
     "class_names": _or_none(_one_of(CLASSES)),
     "text_encoder": _one_of(ENCODERS),
-    "tasks": _one_of(("split", "prime_odd")),
+    "tasks": _one_of(KINDS),
     "num_tasks": _whole(2),
+    "groups": Rule(
+        lambda x: _is_sequence(x) and x and {*x} <= {"all", "pairs"} and not _twice(x),
+        "must be ('all',), ('pairs',) or both",
+    ),
+    "image_size": _or_none(_whole(1)),
     "seeds": Rule(
         lambda x: (
             _is_sequence(x)
@@ -206,6 +214,49 @@ def _listed_faults(classes: Collection[Any], tasks: int, count: int) -> Iterator
         )
 
 
+def _dataset_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong about data sets with heads of their own."""
+    entries = config.datasets
+    if not all(_is_sequence(x) and len(x) == 3 and _is_sequence(x[2]) for x in entries):
+        yield (
+            f"config.datasets = {entries!r} must be one tuple (name, data set, classes) "
+            "per task, with () for all classes"
+        )
+        return
+    if len(entries) != config.num_tasks:
+        yield (
+            f"config.datasets lists {len(entries)} data sets for config.num_tasks = "
+            f"{config.num_tasks} tasks: list one for each"
+        )
+    for name, dataset, classes in entries:
+        if dataset not in DATASETS or DATASETS[dataset].target != LABEL:
+            yield (
+                f"config.datasets names {dataset!r} for {name!r}, which is no data set "
+                "of classified images: choose among "
+                f"{sorted(k for k, x in DATASETS.items() if x.target == LABEL)}"
+            )
+            continue
+        count = num_classes(dataset, config.data_dirs.get(dataset, config.data_dir))
+        strange = [k for k in classes if not _is_whole(k, 0) or k >= count]
+        if strange or _twice(classes):
+            yield (
+                f"config.datasets gives {name!r} the classes {strange}, which are none "
+                f"of the {count} of {dataset!r}, and {_twice(classes)} twice: list "
+                f"different numbers from 0 to {count - 1}"
+            )
+    if config.init != "scratch":
+        yield (
+            f"config.init = {config.init!r} needs one task of all classes, which "
+            "several data sets do not have: use 'scratch'"
+        )
+    guilty = [row for row in config.rows if METHODS[row].refit == "ensemble"]
+    if guilty:
+        yield (
+            f"config.rows has {guilty}, which refit to an ensemble of tasks with one "
+            "output: leave these rows out"
+        )
+
+
 def _other_faults(config: Config) -> Iterator[str]:
     fields = set(inspect.signature(ARCHITECTURES[config.model].make).parameters)
     if unknown := sorted(set(config.network) - fields):
@@ -223,14 +274,15 @@ def _other_faults(config: Config) -> Iterator[str]:
 
 
 def _checkpoint_faults(config: Config) -> Iterator[str]:
-    if not config.classes:
+    classified = config.tasks != "datasets"
+    if classified and not config.classes:
         yield (
             "config.classes = () does not say which classes the networks in "
             f"config.checkpoints = {config.checkpoints!r} know: list those of each"
         )
     folder, count = Path(config.checkpoints), config.num_tasks
     names = [f"model_{letter(k).lower()}.safetensors" for k in range(count)]
-    files = [*names, "class_embeddings.npy", "train_ids.json"]
+    files = [*names, *(["class_embeddings.npy", "train_ids.json"] * classified)]
     if missing := [name for name in files if not (folder / name).is_file()]:
         yield (
             f"config.checkpoints = {config.checkpoints!r} lacks {missing}: pass the "

@@ -128,7 +128,7 @@ def shrunk(config: Config) -> Config:
 
     Data that would have to be downloaded are replaced by noise of the same shape.
     """
-    small = config.copy_and_resolve_references()
+    small = config.copy_and_resolve_references().unlock()
     small.dataset = stand_in(config.dataset)
     small.class_names, small.examples = config.class_names or config.dataset, 2
     small.checkpoints = None

@@ -36,13 +36,9 @@ _NOTES = {
     "own task, and merged without further training.",
     "finetuned": "All networks were fine-tuned from one that had been trained on all "
     "classes, each on its own task, and merged without further training.",
-    "split": "Every class belongs to one task, and a task is to classify images of its "
-    "own classes. Joint: among the classes of all tasks.",
-    "prime_odd": "Every image belongs to both tasks: whether the digit is prime (A), "
-    "and whether it is odd (B). Joint: both predictions are right.",
 }
 _CALIBRATION = (
-    "Accuracies are on test images. Moments, batch statistics and refits come from "
+    "Scores are on test images. Moments, batch statistics and refits come from "
     "training images without labels; settings are searched with labels of these."
 )
 
@@ -161,7 +157,7 @@ class Experiment:
             str(self.config),
             self.workdir,
             title=f"{self.config.title}, {_TITLES[self.config.init]}",
-            notes=[_NOTES[self.config.init], _NOTES[self.config.tasks], _CALIBRATION],
+            notes=[_NOTES[self.config.init], self.kind.note, _CALIBRATION],
         )
         report.write_seconds(self.merger.seconds, self.workdir)
         return path
@@ -251,16 +247,17 @@ class Experiment:
         if method not in self.partial:
             return [None]
         config = self.config
-        return [None, *chosen_cuts(suite.spec, config.cuts, config.cut_layers)]
+        cuts = chosen_cuts(suite.spec, config.cuts, config.cut_layers)
+        return [None, *(cut for cut in cuts if cut.number != suite.whole)]
 
     def candidate(
         self, setting: Setting, method: Method, stop: zipjax.Cut | None
     ) -> Candidate:
         """Returns the merge by a method that stops at a cut."""
-        total, name, layers = setting.suite.spec.layers, method.title, None
+        suite, name, layers = setting.suite, method.title, None
         if method in self.partial:
-            layers = total if stop is None else stop.layers
-            name = f"{name} {layers}/{total}"
+            layers = suite.layers if stop is None else stop.layers
+            name = f"{name} {layers}/{suite.spec.layers}"
         make = functools.partial(self.merger.merged, setting, method, stop)
         return Candidate(name, layers, make, method.iterates)
 

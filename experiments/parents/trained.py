@@ -173,8 +173,8 @@ def _setting(task: Task) -> dict[str, Any]:
     """Returns what a training depends on besides its recipe, key and start."""
     split, network = task.train, task.network
     parts = [Path(inspect.getfile(type(network))), Path(inspect.getfile(splits))]
-    tasks = Path(inspect.getfile(type(task.objective)))
-    files = {x for part in (*parts, tasks) for x in part.parent.glob("*.py")}
+    files = {x for part in parts for x in part.parent.glob("*.py")}
+    files |= {Path(inspect.getfile(type(task.objective)))}
     arrays = jax.tree_util.tree_leaves(task.objective)
     return {
         "code": code_digest([Path(__file__), Path(train.__file__), *sorted(files)]),

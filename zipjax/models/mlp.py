@@ -29,7 +29,7 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden):
             x = nn.relu(Dense(width, name=f"dense_{number}")(x))
-        return nn.Dense(self.outputs, name="head")(x)
+        return Dense(self.outputs, name="head")(x)
 
 
 def spec(model: MLP) -> PermutationSpec:

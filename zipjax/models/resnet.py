@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zipjax.models.declaration import Declaration
-from zipjax.models.layers import conv, norm
+from zipjax.models.layers import Dense, conv, norm
 from zipjax.spec.entries import Entry
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
@@ -169,7 +169,7 @@ class ResNet20(nn.Module):
         x = nn.relu(_chain(x, self.stem, self.groups, train))
         for plan in self.plans:
             x = Block(plan, self.groups, name=plan.name)(x, train)
-        return nn.Dense(self.outputs, name="linear")(jnp.mean(x, axis=(1, 2)))
+        return Dense(self.outputs, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
 class ResNet(nn.Module):
@@ -223,7 +223,7 @@ class ResNet(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), padding)
         for plan in self.plans:
             x = Block(plan, self.groups, name=plan.name)(x, train)
-        return nn.Dense(self.outputs, name="fc")(jnp.mean(x, axis=(1, 2)))
+        return Dense(self.outputs, name="fc")(jnp.mean(x, axis=(1, 2)))
 
 
 def _pooled(plan: Plan) -> Plan:

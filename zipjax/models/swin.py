@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from zipjax.models.declaration import Declaration
-from zipjax.models.layers import attention, transformer_block
+from zipjax.models.layers import Dense, attention, transformer_block
 from zipjax.spec.entries import Fixed, Product
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
@@ -191,7 +191,7 @@ class Swin(nn.Module):
                 name = f"layers_{stage}_{block}"
                 x = Block(heads, hidden, self.window, block % 2 == 1, name=name)(x)
         x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
-        return nn.Dense(self.outputs, name="head")(jnp.mean(x, axis=(1, 2)))
+        return Dense(self.outputs, name="head")(jnp.mean(x, axis=(1, 2)))
 
 
 def swin_tiny(outputs: int = 1000) -> Swin:

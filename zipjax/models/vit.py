@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zipjax.models.declaration import Declaration
-from zipjax.models.layers import attention, transformer_block
+from zipjax.models.layers import Dense, attention, transformer_block
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
@@ -93,7 +93,7 @@ class ViT(nn.Module):
         # the mean before it as well, and then calls this norm ``fc_norm``.
         x = x[:, 0] if self.class_token else jnp.mean(x, axis=1)
         x = nn.LayerNorm(epsilon=_EPSILON, name="norm")(x)
-        return nn.Dense(self.outputs, name="head")(x)
+        return Dense(self.outputs, name="head")(x)
 
     def _embed(
         self, x: Float[AnyArray, "batch height width channels"]

@@ -37,6 +37,12 @@ from zipjax.merging.each import OneOrEach
 from zipjax.types import ApplyFn, Array
 
 _PRIMES = (2, 3, 5, 7)
+_NOTES = {
+    "split": "Every class belongs to one task, and a task is to classify images of its "
+    "own classes. Joint: among the classes of all tasks.",
+    "prime_odd": "Every image belongs to both tasks: whether the digit is prime (A), "
+    "and whether it is odd (B). Joint: both predictions are right.",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -324,7 +330,7 @@ class ClassKind:
     """
 
     def __init__(self, config: Any, track: Track) -> None:
-        self._config = config
+        self._config, self.note = config, _NOTES[config.tasks]
         self._data = load_dataset(
             config.dataset, config.data_dir, workers=config.workers, track=track
         )

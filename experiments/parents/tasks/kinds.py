@@ -15,6 +15,9 @@ from experiments.parents.tasks.suite import Suite, Task
 class Kind(Protocol):
     """What networks are trained on: data that are opened once, and suites of them."""
 
+    note: str
+    """What tables of these tasks show, in a sentence or two."""
+
     def suite(self, key: jax.Array) -> Suite:
         """Returns the tasks of the networks of one seed.
 

@@ -57,6 +57,12 @@ class DatasetsKind:
     folder of trained networks holds nothing else.
     """
 
+    note = (
+        "Every task has a data set of its own, or a part of one, and a layer of logits "
+        "that is not merged: networks are merged up to their last layer, or in part. A "
+        "merged network is asked about each task with that task's logits."
+    )
+
     def __init__(self, config: Any, track: Track) -> None:
         self._config = config
         self._parts = [_part(config, track, *entry) for entry in config.datasets]

@@ -16,6 +16,7 @@ import zipjax
 from experiments.data.splits import Split
 from zipjax.merging.each import OneOrEach, one_or_each
 from zipjax.merging.merged import functions_of, with_leaves
+from zipjax.merging.shared_trunk import common_stop
 from zipjax.trees import path_leaves
 from zipjax.types import AnyArray, ApplyFn, Array, Leaves
 
@@ -136,10 +137,20 @@ class Suite:
     def whole(self) -> int | None:
         """The number of the cut where merges of everything stop: before the heads.
 
-        None where the specs differ: merges stop where these do.
+        None if there are no heads.
         """
-        same = isinstance(self.specs, zipjax.PermutationSpec)
-        return len(self.spec.cuts) if same else None
+        specs = [task.spec for task in self.tasks]
+        same = isinstance(one_or_each(specs), zipjax.PermutationSpec)
+        return len(self.spec.cuts) if same else common_stop(specs, None)
+
+    @property
+    def layers(self) -> int:
+        """The number of layers that merges of everything have in common."""
+        return (
+            self.spec.layers
+            if self.whole is None
+            else self.spec.stop(self.whole).layers
+        )
 
     def subset(self, numbers: Sequence[int]) -> Self:
         """Returns the suite of some of the tasks."""
