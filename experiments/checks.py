@@ -219,8 +219,8 @@ def _dataset_faults(config: Config) -> Iterator[str]:
     entries = config.datasets
     if not all(_is_sequence(x) and len(x) == 3 and _is_sequence(x[2]) for x in entries):
         yield (
-            f"config.datasets = {entries!r} must be one tuple (name, data set, classes) "
-            "per task, with () for all classes"
+            f"config.datasets = {entries!r} must be one tuple (name, data set, "
+            "classes) per task, with () for all classes"
         )
         return
     if len(entries) != config.num_tasks:

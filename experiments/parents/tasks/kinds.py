@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -12,6 +12,7 @@ from experiments.parents.tasks.logits import DatasetsKind
 from experiments.parents.tasks.suite import Suite, Task
 
 
+@runtime_checkable
 class Kind(Protocol):
     """What networks are trained on: data that are opened once, and suites of them."""
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ Forward = Callable[[Any], Any]
 """Maps a batch of inputs to a network's outputs."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a network's outputs mean: a pytree, whose arrays are data of the step."""
 
