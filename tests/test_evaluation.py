@@ -281,3 +281,39 @@ def test_shared_tasks_that_cannot_be_scored(outputs, labels, message):
 def test_shared_tasks_need_examples():
     with pytest.raises(ValueError, match="no examples"):
         zipjax.evaluate_tasks(np.asarray, [])
+
+
+@pytest.mark.parametrize(
+    ("loss", "parent", "estimator", "expected"),
+    [
+        (0.2, 0.2, 1.0, 1.0),
+        (1.0, 0.2, 1.0, 0.0),
+        (0.4, 0.2, 1.0, 0.75),
+        (0.0, 0.2, 1.0, 1.25),
+        (1.4, 0.2, 1.0, -0.5),
+        (70.0, 90.0, 10.0, 0.75),  # Of a metric that grows, the scale is the same.
+    ],
+)
+def test_a_loss_between_the_parents_and_the_means(
+    loss, parent, estimator, expected, untyped
+):
+    found = zipjax.scaled_performance(loss, parent, estimator)
+    assert found == pytest.approx(expected)
+    scalars = (np.float32(loss), jnp.float32(parent), estimator)
+    assert zipjax.scaled_performance(*scalars) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ((0.5, 0.3, 0.3), "parent_loss = estimator_loss = 0.3"),
+        ((np.nan, 0.3, 0.4), "loss is .*nan: pass a finite number"),
+        ((0.5, np.inf, 0.4), "parent_loss is .*inf"),
+        ((0.5, 0.3, -np.inf), "estimator_loss is .*-inf"),
+        (([0.5], 0.3, 0.4), r"loss is the list \[0.5\]"),
+        (("0.5", 0.3, 0.4), "loss is the str '0.5'"),
+    ],
+)
+def test_losses_without_a_scale(losses, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        zipjax.scaled_performance(*losses)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
     {"types", "version", "files", "hosts", "markdown", "arguments"},
-    {"trees", "positions"},
-    {"batches", "evaluation"},
+    {"trees", "labels", "positions"},
+    {"batches", "evaluation", "segmentation"},
     {"matching", "spec", "program"},
     {"tracing", "merging"},
     {"similarity", "models"},

@@ -5,7 +5,12 @@ from zipjax.calibration.refit import refit
 from zipjax.calibration.repair import repair
 from zipjax.calibration.targets import ensemble_target
 from zipjax.checkpoints import load, save
-from zipjax.evaluation import Evaluation, evaluate, evaluate_tasks
+from zipjax.evaluation import (
+    Evaluation,
+    evaluate,
+    evaluate_tasks,
+    scaled_performance,
+)
 from zipjax.matching.align import match_align
 from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
 from zipjax.matching.identity import match_identity
@@ -28,6 +33,7 @@ from zipjax.recipes.presets import (
 from zipjax.recipes.searching import Search, Trial, search
 from zipjax.recipes.sequential import match_sequential
 from zipjax.recipes.widths import allot_units
+from zipjax.segmentation import Segmentation, evaluate_segmentation, mean_iou
 from zipjax.similarity.collecting import collect_moments
 from zipjax.similarity.costs import MomentsCost, moments_cost
 from zipjax.similarity.measures import (
@@ -64,6 +70,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Search",
+    "Segmentation",
     "Similarity",
     "SpecError",
     "Sum",
@@ -77,6 +84,7 @@ __all__ = [
     "collect_moments",
     "ensemble_target",
     "evaluate",
+    "evaluate_segmentation",
     "evaluate_tasks",
     "explain",
     "flops",
@@ -90,6 +98,7 @@ __all__ = [
     "match_identity",
     "match_sequential",
     "match_zip",
+    "mean_iou",
     "merge",
     "merge_matrices",
     "merge_units",
@@ -102,6 +111,7 @@ __all__ = [
     "repair",
     "reset_batch_stats",
     "save",
+    "scaled_performance",
     "search",
     "source_of",
     "stack_layers",

@@ -1,4 +1,4 @@
-"""Joint and per-task accuracy of single, merged and multi-head models.
+"""Joint and per-task accuracy of single, merged and multi-head models; scaled losses.
 
 Outputs are either logits or CLIP-style: vectors in the space of text embeddings, where
 the class with the largest cosine wins (Radford et al. 2021), so that models trained on
@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from scipy.special import softmax
 
 from zipjax import hosts
-from zipjax.arguments import shown
+from zipjax.arguments import is_number, shown
+from zipjax.labels import labelled, whole_labels
 from zipjax.types import AnyArray, Array
 
 LOGIT_SCALE = 100.0
@@ -89,8 +90,8 @@ def evaluate(
     def scored() -> dict[str, np.ndarray]:
         sums = {"joint": np.zeros(1), "hits": np.zeros(len(tasks))}
         sums["examples"] = np.zeros(len(tasks))
-        for inputs, batch_labels in map(_pair, batches):
-            labels = _whole_labels(batch_labels, 1)
+        for inputs, batch_labels in map(labelled, batches):
+            labels = whole_labels(batch_labels, "[batch]")
             _check_labels(labels, classes)
             outputs = _checked_outputs(forward(inputs), len(labels))
             scores = _task_scores(outputs, tasks, class_embeddings)
@@ -151,8 +152,8 @@ def evaluate_tasks(
 
     def scored() -> dict[str, np.ndarray]:
         sums: dict[str, Any] = {"joint": 0, "hits": 0, "examples": 0}
-        for inputs, batch_labels in map(_pair, batches):
-            labels = _whole_labels(batch_labels, 2)
+        for inputs, batch_labels in map(labelled, batches):
+            labels = whole_labels(batch_labels, "[batch, tasks]")
             found = _checked_outputs(forward(inputs), len(labels))
             outputs = _one_each(found, labels.shape[1], class_embeddings)
             scores = [
@@ -173,6 +174,46 @@ def evaluate_tasks(
         raise ValueError("no examples of any task: accuracies need at least one")
     shares = (sums["hits"] / count).tolist()
     return Evaluation(float(sums["joint"][0]) / count, tuple(shares), count)
+
+
+def scaled_performance(loss: float, parent_loss: float, estimator_loss: float) -> float:
+    """Returns where a loss lies between an average estimator's and a parent's.
+
+    This compares tasks whose losses have different units (MuDSC, Eq. 9): 1 is as good
+    as the parent, 0 no better than always answering the mean of the labels. Better than
+    the parent is above 1, worse than the mean below 0. It holds for metrics that grow
+    with quality as well, as long as all three are of one metric.
+
+    >>> scaled_performance(0.25, parent_loss=0.125, estimator_loss=0.625)
+    0.75
+
+    Args:
+      loss: of the model to judge, on the parent's task.
+      parent_loss: of the parent that was trained on the task, L1 in the paper.
+      estimator_loss: of the estimator that returns the mean of the training labels
+        (for classes, their frequencies), L0 in the paper.
+
+    Raises:
+      ValueError: if a loss is no finite number, or the parent's equals the estimator's.
+    """
+    losses = {
+        "loss": loss,
+        "parent_loss": parent_loss,
+        "estimator_loss": estimator_loss,
+    }
+    for name, value in losses.items():
+        if not is_number(value) or not np.isfinite(value):
+            raise ValueError(
+                f"{name} is {shown(value)}: pass a finite number, the mean loss over "
+                "the same examples for all three"
+            )
+    own, best, mean = map(float, losses.values())
+    if best == mean:
+        raise ValueError(
+            f"parent_loss = estimator_loss = {best}: the parent learned nothing that "
+            "could be kept, so there is no scale; train it for longer"
+        )
+    return (own - mean) / (best - mean)
 
 
 def unit_rows(vectors: _Vectors) -> _Vectors:
@@ -281,29 +322,6 @@ def _checked_outputs(outputs: Any, examples: int) -> Any:
             "they predict nothing: check the model's parameters and the inputs"
         )
     return array
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    """Returns a batch's inputs and labels."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(
-            f"a batch to evaluate is {shown(batch)}: pass pairs (inputs, labels), for "
-            "instance ((b['image'], b['label']) for b in batches)"
-        )
-    return batch[0], batch[1]
-
-
-def _whole_labels(labels: Any, rank: int) -> np.ndarray:
-    """Returns labels of this rank as integers."""
-    array = np.asarray(labels)
-    numbers = array.dtype.kind in "biuf" and np.isfinite(array).all()
-    if array.ndim != rank or not numbers or (array != np.floor(array)).any():
-        wanted = "[batch]" if rank == 1 else "[batch, tasks]"
-        raise ValueError(
-            f"labels are {array.dtype}{list(array.shape)}, such as "
-            f"{array.ravel()[:4].tolist()}: pass classes as whole numbers {wanted}"
-        )
-    return array.astype(np.int64)
 
 
 def _check_labels(labels: np.ndarray, classes: np.ndarray) -> None:

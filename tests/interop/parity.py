@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.networks import images
-from zipjax.models import mlp, resnet, swin, vgg, vit
+from zipjax.models import deeplab, mlp, resnet, swin, taskonomy, vgg, vit
 
 RECORDED = Path(__file__).parent / "recorded" / "parity.npz"
 OUTPUTS = 5
@@ -46,6 +46,7 @@ class Ours(NamedTuple):
         return images(2, (self.side, self.side, 3))
 
 
+ENCODER = taskonomy.TaskonomyEncoder(width=1 / 8, depths=(2, 2, 3, 1))
 SMALL = {
     "resnet-basic": Ours(resnet.ResNet(OUTPUTS, DEPTHS, resnet.basic), "torchvision"),
     "resnet-bottleneck": Ours(resnet.ResNet(OUTPUTS, DEPTHS), "torchvision"),
@@ -73,6 +74,21 @@ SMALL = {
         swin.Swin(OUTPUTS, 12, (2, 1), (2, 3), window=4, patch=2), "torchvision"
     ),
     "mlp": Ours(mlp.MLP((7, 6), OUTPUTS), "flatten", side=4),
+    "taskonomy-dense": Ours(
+        taskonomy.EncoderDecoder(
+            ENCODER, taskonomy.DenseDecoder(3, 1 / 16, bounded=False)
+        ),
+        "visualpriors",
+    ),
+    "taskonomy-classes": Ours(
+        taskonomy.EncoderDecoder(ENCODER, taskonomy.ClassDecoder(OUTPUTS, 11, side=3)),
+        "visualpriors",
+        side=48,
+    ),
+    "deeplab": Ours(deeplab.DeepLabV3(OUTPUTS, DEPTHS), "torchvision", side=20),
+    "deeplab-auxiliary": Ours(
+        deeplab.DeepLabV3(OUTPUTS, DEPTHS, auxiliary=True), "torchvision", side=16
+    ),
 }
 # Names of the networks in tests.models.catalog.FULL, with those of their states.
 FULL = {
@@ -84,6 +100,8 @@ FULL = {
     "vit-small": "timm",
     "vit-base": "torchvision",
     "swin-tiny": "timm",
+    "taskonomy": "visualpriors",
+    "deeplab50": "torchvision",
 }
 
 

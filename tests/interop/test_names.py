@@ -11,7 +11,7 @@ import zipjax
 from tests.models.catalog import FULL, TINY
 from tests.networks import randomise, variables
 from zipjax.interop.torch import from_flax, load_state_dict, to_flax
-from zipjax.models import mlp, resnet, swin, vgg, vit
+from zipjax.models import deeplab, mlp, resnet, swin, taskonomy, vgg, vit
 from zipjax.trees import nested, path_leaves
 
 LIBRARIES = {
@@ -21,6 +21,11 @@ LIBRARIES = {
     vgg.VGG: ("torchvision",),
     vit.ViT: ("timm", "torchvision", "torchvision 0.12"),
     swin.Swin: ("timm", "microsoft", "torchvision"),
+    deeplab.DeepLabV3: ("torchvision",),
+    taskonomy.TaskonomyEncoder: ("visualpriors",),
+    taskonomy.DenseDecoder: ("visualpriors",),
+    taskonomy.ClassDecoder: ("visualpriors",),
+    taskonomy.EncoderDecoder: ("visualpriors",),
 }
 CASES = [
     pytest.param(network, naming, id=f"{name}-{naming}")
@@ -107,6 +112,24 @@ KNOWN = {
         "features.41.running_var", "classifier.0.weight", "classifier.6.bias",
     ),
     ("vgg16", "torchvision"): ("features.0.bias", "features.28.weight"),
+    ("taskonomy", "visualpriors"): (
+        "encoder.conv1.weight", "encoder.bn1.running_mean",
+        "encoder.layer1.0.downsample.0.weight", "encoder.layer1.2.conv2.weight",
+        "encoder.layer3.5.bn3.bias", "encoder.layer4.0.downsample.1.weight",
+        "encoder.compress1.weight", "encoder.compress_bn.running_var",
+        "decoder.conv2.0.weight", "decoder.conv2.1.running_mean",
+        "decoder.deconv8.1.weight", "decoder.deconv8.3.num_batches_tracked",
+        "decoder.conv13.1.bias", "decoder.deconv14.3.weight",
+        "decoder.decoder_output.0.weight", "decoder.decoder_output.0.bias",
+    ),
+    ("deeplab50", "torchvision"): (
+        "backbone.conv1.weight", "backbone.layer4.0.downsample.1.running_var",
+        "classifier.0.convs.0.0.weight", "classifier.0.convs.3.1.bias",
+        "classifier.0.convs.4.1.weight", "classifier.0.convs.4.2.running_mean",
+        "classifier.0.project.0.weight", "classifier.0.project.1.bias",
+        "classifier.1.weight", "classifier.2.running_var", "classifier.4.bias",
+        "aux_classifier.0.weight", "aux_classifier.1.bias", "aux_classifier.4.weight",
+    ),
 }  # fmt: skip
 
 
@@ -118,6 +141,29 @@ def test_keys_of_published_files_are_among_those_written(name, naming):
         leaves["params/fc1/kernel"] = np.zeros((7 * 7, 1))
     state = from_flax(network.model, nested(leaves), naming=naming)
     assert not set(KNOWN[name, naming]) - set(state)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [taskonomy.DenseDecoder(2, 1 / 16), taskonomy.ClassDecoder(2, 5, side=1)],
+    ids=["dense", "classes"],
+)
+def test_taskonomys_files_hold_an_encoder_or_a_decoder(decoder):
+    encoder = taskonomy.TaskonomyEncoder(1 / 16, (1, 1, 1, 1), code=3)
+    pair = taskonomy.EncoderDecoder(encoder, decoder)
+    both = variables(pair, (16, 16, 3), 0)
+    parts = {"encoder": encoder, "decoder": decoder}
+    state = {
+        f"{name}.{key}": value
+        for name, part in parts.items()
+        for key, value in from_flax(
+            part, {kind: values[name] for kind, values in both.items()}
+        ).items()
+    }
+    again = from_flax(pair, to_flax(pair, state))
+    assert set(again) == set(from_flax(pair, both)) == set(state)
+    for path, leaf in path_leaves(to_flax(pair, state)).items():
+        np.testing.assert_array_equal(leaf, path_leaves(both)[path])
 
 
 def test_a_flattened_image_is_reordered_from_channels_first():

@@ -1,5 +1,8 @@
 """PyTorch's side of the parity tests: torchvision's, timm's and plain networks."""
 
+import collections
+
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -61,6 +64,121 @@ def perceptron():
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(6, OUTPUTS))
 
 
+def taskonomy_stage(inputs, features, blocks, shrinks):
+    """A stage of torchvision's bottlenecks, whose last one shrinks the image."""
+    nn, bottleneck = torch.nn, torchvision.models.resnet.Bottleneck
+    project = nn.Sequential(
+        nn.Conv2d(inputs, 4 * features, 1, bias=False), nn.BatchNorm2d(4 * features)
+    )
+    layers = [bottleneck(inputs, features, downsample=project)]
+    layers += [bottleneck(4 * features, features) for _ in range(1, blocks)]
+    if shrinks:
+        layers[-1] = bottleneck(
+            4 * features, features, stride=2, downsample=nn.MaxPool2d(1, 2)
+        )
+    return nn.Sequential(*layers)
+
+
+class TaskonomyEncoder(torch.nn.Module):
+    """The layers of visualpriors' encoder under their names."""
+
+    def __init__(self, depths, width=64, code=8):
+        super().__init__()
+        nn = torch.nn
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels = width
+        for stage, depth in enumerate(depths):
+            features = width * 2**stage
+            layer = taskonomy_stage(channels, features, depth, stage < 2)
+            setattr(self, f"layer{stage + 1}", layer)
+            channels = 4 * features
+        self.compress1 = nn.Conv2d(channels, code, 3, padding=1, bias=False)
+        self.compress_bn = nn.BatchNorm2d(code)
+
+    def forward(self, x):
+        relu = torch.nn.functional.relu
+        x = relu(self.bn1(self.conv1(x)))
+        x = torch.nn.functional.max_pool2d(x, 3, 2, ceil_mode=True)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return relu(self.compress_bn(self.compress1(x)))
+
+
+class Cropped(torch.nn.Module):
+    """An image without its first row and column."""
+
+    def forward(self, x):
+        return x[:, :, 1:, 1:]
+
+
+def taskonomy_decoder(widths, code, outputs):
+    """The layers of visualpriors' decoder, whose keys have their numbers."""
+    nn = torch.nn
+    layers, channels = {}, code
+    for name, width in widths.items():
+        tail = [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
+        if name.startswith("deconv"):
+            enlarge = nn.ConvTranspose2d(channels, width, 3, 2, 1, bias=False)
+            parts = [nn.ZeroPad2d((1, 0, 1, 0)), enlarge, Cropped(), *tail]
+        else:
+            parts = [nn.Conv2d(channels, width, 3, padding=1, bias=False), *tail]
+        layers[name], channels = nn.Sequential(*parts), width
+    last = nn.Conv2d(channels, outputs, 3, padding=1)
+    # Without the tanh, which would hide what comes before it.
+    layers["decoder_output"] = nn.Sequential(last)
+    return named(layers)
+
+
+class Flat(torch.nn.Module):
+    """An image as a vector, with its channels last."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def taskonomy_classes(inputs, hidden, outputs):
+    nn = torch.nn
+    return named(
+        {
+            "flat": Flat(),
+            "fc0": nn.Linear(inputs, hidden, bias=False),
+            "bn0": nn.BatchNorm1d(hidden),
+            "relu": nn.ReLU(),
+            "fc2": nn.Linear(hidden, outputs),
+        }
+    )
+
+
+def named(layers):
+    return torch.nn.Sequential(collections.OrderedDict(layers))
+
+
+def taskonomy_pair(decoder, **sizes):
+    encoder = TaskonomyEncoder(**sizes)
+    return named({"encoder": encoder, "decoder": decoder})
+
+
+def taskonomy_widths(factor):
+    bases = (1024, 1024, 512, 256, 256, 128, 64, 64, 32, 32, 16, 32, 16)
+    names = [f"{'de' * (k in (8, 10, 12, 14))}conv{k}" for k in range(2, 15)]
+    return {name: int(x * factor) for name, x in zip(names, bases, strict=True)}
+
+
+TASKONOMY = {"depths": (2, 2, 3, 1), "width": 8}
+
+
+def deeplab(**options):
+    """The head's channels are fixed."""
+    resnet = torchvision.models.resnet
+    dilated = [False, True, True]
+    net = resnet.ResNet(
+        resnet.Bottleneck, list(DEPTHS), replace_stride_with_dilation=dilated
+    )
+    return torchvision.models.segmentation.deeplabv3._deeplabv3_resnet(
+        net, OUTPUTS, **options
+    )
+
+
 # By the names of tests.interop.parity.
 SMALL = {
     "resnet-basic": lambda: torchvision_resnet(torchvision.models.resnet.BasicBlock),
@@ -79,6 +197,14 @@ SMALL = {
     "swin-timm": timm_swin,
     "swin-torchvision": torchvision_swin,
     "mlp": perceptron,
+    "taskonomy-dense": lambda: taskonomy_pair(
+        taskonomy_decoder(taskonomy_widths(1 / 16), 8, 3), **TASKONOMY
+    ),
+    "taskonomy-classes": lambda: taskonomy_pair(
+        taskonomy_classes(3 * 3 * 8, 11, OUTPUTS), **TASKONOMY
+    ),
+    "deeplab": lambda: deeplab(aux=None),
+    "deeplab-auxiliary": lambda: deeplab(aux=True),
 }
 FULL = {
     "resnet18": torchvision.models.resnet18,
@@ -89,6 +215,12 @@ FULL = {
     "vit-small": timm.models.vit_small_patch16_224,
     "vit-base": torchvision.models.vit_b_16,
     "swin-tiny": timm.models.swin_tiny_patch4_window7_224,
+    "taskonomy": lambda: taskonomy_pair(
+        taskonomy_decoder(taskonomy_widths(1), 8, 3), depths=(3, 4, 6, 3)
+    ),
+    "deeplab50": lambda: torchvision.models.segmentation.deeplabv3_resnet50(
+        weights_backbone=None, aux_loss=True
+    ),
 }
 
 
@@ -121,9 +253,13 @@ def fill(net, state):
 
 
 def outputs(net, x):
-    """Returns a network's outputs for images with channels last."""
+    """Returns a network's outputs for images with channels last, joined."""
     # A perceptron knows no channels: its inputs are flat in one order.
-    flat = isinstance(net, torch.nn.Sequential)
+    flat = isinstance(net, torch.nn.Sequential) and isinstance(net[0], torch.nn.Flatten)
     x = x if flat else x.transpose(0, 3, 1, 2).copy()
     with torch.no_grad():
-        return net(torch.from_numpy(x)).numpy()
+        found = net(torch.from_numpy(x))
+    # Segmenters return a dictionary.
+    parts = found.values() if isinstance(found, dict) else [found]
+    images = [y.movedim(1, -1).numpy() if y.ndim == 4 else y.numpy() for y in parts]
+    return np.concatenate(images, axis=-1)

@@ -10,6 +10,10 @@ The number of perms:
   the units within a group.
 * Transformers: one for every residual stream (each stage of Swin has its own); four for
   every block: the heads, within a head Q with K and V with the projection, the MLP.
+* Taskonomy: the encoder's are a ResNet's. A decoder has one for every layer but the
+  last, and the code is one if both its sides are there.
+* DeepLabV3: a ResNet's; one for every parallel convolution and for the pooling, one for
+  their projection and one for the head; one for a second head.
 
 A partial zip may stop where no stream is open: after the stem, if it has its own perm,
 and after every stage. A block of a ResNet has two or three layers, and one of a
@@ -23,7 +27,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from zipjax.models import mlp, resnet, swin, vgg, vit
+from zipjax.models import deeplab, mlp, resnet, swin, taskonomy, vgg, vit
 from zipjax.spec.permutation_spec import PermutationSpec
 
 
@@ -66,6 +70,7 @@ class Network:
 
 
 TINY_CLASSES = 3
+TINY_ENCODER = taskonomy.TaskonomyEncoder(1 / 16, (1, 2, 1, 1), code=3)
 TINY = {
     "mlp": Network(mlp.MLP((5, 4), TINY_CLASSES), mlp.spec, 3, 2, (1, 2), 3),
     "resnet20": Network(
@@ -118,6 +123,28 @@ TINY = {
         swin.Swin(TINY_CLASSES, 6, depths=(2,), heads=(2,), window=7, patch=2),
         swin.spec, 8, 1 + 4 * 2, (9,), 10,
     ),
+    "taskonomy-encoder": Network(
+        TINY_ENCODER, taskonomy.spec, 16, 1 + 4 + 2 * 5, (1, 4, 10, 13, 16), 17,
+    ),
+    "taskonomy-decoder": Network(
+        taskonomy.DenseDecoder(2, 1 / 8),
+        taskonomy.spec, 2, 13, tuple(range(1, 14)), 14,
+    ),
+    "taskonomy-classes": Network(
+        taskonomy.ClassDecoder(2, 5, side=2), taskonomy.spec, 2, 1, (1,), 2,
+    ),
+    "taskonomy": Network(
+        taskonomy.EncoderDecoder(TINY_ENCODER, taskonomy.ClassDecoder(2, 5, side=2)),
+        taskonomy.spec, 32, 15 + 2, (1, 4, 10, 13, 16, 17, 18), 19,
+    ),
+    # The second head reads the last stage but one.
+    "deeplab": Network(
+        deeplab.DeepLabV3(
+            TINY_CLASSES, (1, 1, 1), resnet.basic, 1 / 16, output_stride=4,
+            hidden=5, rates=(1, 2), auxiliary=True,
+        ),
+        deeplab.spec, 16, 3 + 3 + 4 + 2 + 1, (3, 5, 7, 8, 9, 10), 11,
+    ),
 }  # fmt: skip
 
 FULL = {
@@ -165,6 +192,17 @@ FULL = {
     "swin-tiny": Network(
         swin.swin_tiny(), swin.spec, 224,
         4 + 4 * (2 + 2 + 6 + 2), (9, 18, 43, 52), 53, 28_288_354,
+    ),
+    "taskonomy": Network(
+        taskonomy.EncoderDecoder(
+            taskonomy.TaskonomyEncoder(), taskonomy.DenseDecoder(3)
+        ),
+        taskonomy.spec, 256,
+        1 + 4 + 2 * 16 + 1 + 13, (1, 10, 22, 40, *range(49, 64)), 64,
+    ),
+    "deeplab50": Network(
+        deeplab.deeplabv3_resnet50(auxiliary=True), deeplab.spec, 64,
+        1 + 4 + 2 * 16 + 7 + 1, (1, 10, 22, 40, 49, 50, 51, 52), 53, 42_004_074,
     ),
 }  # fmt: skip
 

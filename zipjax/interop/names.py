@@ -13,7 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from zipjax.models import mlp, resnet, swin, vgg, vit
+from zipjax.models import deeplab, mlp, resnet, swin, taskonomy, vgg, vit
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Shape
 
@@ -66,9 +66,9 @@ def _mlp(model: mlp.MLP) -> dict[str, Rules]:
     return {"sequential": numbered(0), "flatten": numbered(1)}
 
 
-def _resnet(model: resnet.ResNet20 | resnet.ResNet) -> dict[str, Rules]:
+def _resnet(model: resnet.ResNet20 | resnet.ResNetStages) -> dict[str, Rules]:
     blocks = (r"^layer(\d+)_(\d+)/", r"layer\1/\2/")
-    deep = isinstance(model, resnet.ResNet) and model.deep
+    deep = isinstance(model, resnet.ResNetStages) and model.deep
     first = 1 if deep else 0  # A deep network's shortcut has the pooling as number 0.
 
     def named(shortcut: str, head: str) -> Rules:
@@ -158,11 +158,60 @@ def _swin(model: swin.Swin) -> dict[str, Rules]:
     }
 
 
+def _deeplab(model: deeplab.DeepLabV3) -> dict[str, Rules]:
+    """Returns names in which the heads' layers, ReLUs and Dropouts are numbered."""
+    pool = len(model.rates) + 1
+    heads = [
+        ("^(aux_)?classifier/", r"\1classifier/4/"),
+        (r"^aspp(\d+)/", r"classifier/0/convs/\1/0/"),
+        (r"^aspp(\d+)_bn/", r"classifier/0/convs/\1/1/"),
+        # The pooling before them counts.
+        ("^aspp_pool/", f"classifier/0/convs/{pool}/1/"),
+        ("^aspp_pool_bn/", f"classifier/0/convs/{pool}/2/"),
+        ("^project/", "classifier/0/project/0/"),
+        ("^project_bn/", "classifier/0/project/1/"),
+        ("^hidden/", "classifier/1/"),
+        ("^hidden_bn/", "classifier/2/"),
+        ("^aux_hidden/", "aux_classifier/0/"),
+        ("^aux_hidden_bn/", "aux_classifier/1/"),
+    ]
+    trunk = ("^(?!classifier/|aux_classifier/)", "backbone/")
+    return {"torchvision": [*_resnet(model)["torchvision"], *heads, trunk]}
+
+
+_Taskonomy = (
+    taskonomy.TaskonomyEncoder
+    | taskonomy.DenseDecoder
+    | taskonomy.ClassDecoder
+    | taskonomy.EncoderDecoder
+)
+
+
+def _taskonomy(model: _Taskonomy) -> dict[str, Rules]:
+    """Returns the names of visualpriors, in which paddings and croppings count."""
+    rules = [
+        (r"(^|/)layer(\d+)_(\d+)/", r"\1layer\2/\3/"),
+        ("/shortcut_conv/", "/downsample/0/"),
+        ("/shortcut_bn/", "/downsample/1/"),
+    ]
+    pair = isinstance(model, taskonomy.EncoderDecoder)
+    decoder, inside = (model.decoder, "decoder/") if pair else (model, "")
+    if isinstance(decoder, taskonomy.DenseDecoder):
+        for name in decoder.layers:
+            layer, norm = (1, 3) if taskonomy.is_transposed(name) else (0, 1)
+            after = taskonomy.norm_of(name)
+            rules.append((f"^{inside}{name}/", f"{inside}{name}/{layer}/"))
+            rules.append((f"^{inside}{after}/", f"{inside}{name}/{norm}/"))
+        last = f"{inside}decoder_output/"
+        rules.append((f"^{last}", f"{last}0/"))
+    return {"visualpriors": rules}
+
+
 def _mlp_image(model: mlp.MLP, shapes: ParamShapes) -> Shape:
     return (_channels(shapes, "dense_0" if model.hidden else "head"),)
 
 
-def _resnet_image(model: resnet.ResNet20 | resnet.ResNet, shapes: ParamShapes) -> Shape:
+def _resnet_image(model: nn.Module, shapes: ParamShapes) -> Shape:
     return (8, 8, _channels(shapes, "conv1"))
 
 
@@ -186,6 +235,19 @@ def _swin_image(model: swin.Swin, shapes: ParamShapes) -> Shape:
     return (side, side, _channels(shapes, "patch_embed"))
 
 
+def _taskonomy_image(model: _Taskonomy, shapes: ParamShapes) -> Shape:
+    """Returns an image, or for a decoder alone the code of one."""
+    if isinstance(model, taskonomy.ClassDecoder):
+        return (model.side, model.side, _channels(shapes, "fc0") // model.side**2)
+    if isinstance(model, taskonomy.DenseDecoder):
+        return (1, 1, _channels(shapes, "conv2"))
+    if isinstance(model, taskonomy.TaskonomyEncoder):
+        return (taskonomy.SHRINKAGE,) * 2 + (_channels(shapes, "conv1"),)
+    of_classes = isinstance(model.decoder, taskonomy.ClassDecoder)
+    side = taskonomy.SHRINKAGE * (model.decoder.side if of_classes else 1)
+    return (side, side, _channels(shapes, "encoder/conv1"))
+
+
 def _channels(shapes: ParamShapes, layer: str) -> int:
     return shapes[f"params/{layer}/kernel"][1]
 
@@ -201,6 +263,11 @@ _CONVERSIONS: dict[type[nn.Module], Conversion] = {
     vgg.VGG: Conversion(vgg.spec, _vgg, _vgg_image, _vgg_flattened),
     vit.ViT: Conversion(vit.spec, _vit, _vit_image),
     swin.Swin: Conversion(swin.spec, _swin, _swin_image),
+    deeplab.DeepLabV3: Conversion(deeplab.spec, _deeplab, _resnet_image),
+    **dict.fromkeys(
+        _Taskonomy.__args__,
+        Conversion(taskonomy.spec, _taskonomy, _taskonomy_image),
+    ),
 }
 
 

@@ -75,6 +75,10 @@ class Declaration:
         if bias:
             self.param(f"{path}/bias", writes)
 
+    def conv_transpose(self, path: str, reads: Entry, writes: Entry) -> None:
+        """Declares a transposed convolution, whose kernel is that of the gradient."""
+        self.param(f"{path}/kernel", None, None, writes, consumed(reads))
+
     def norm(self, path: str, units: Entry) -> None:
         """Declares the BatchNorm or GroupNorm after a convolution."""
         self.layer_norm(path, units)
@@ -151,4 +155,6 @@ def consumed(entry: Entry) -> Entry:
             return Axis(entry.perm, "in")
         case Product(children):
             return Product(tuple(consumed(child) for child in children))
+        case Sum(children):
+            return Sum(tuple(consumed(child) for child in children))
     return entry

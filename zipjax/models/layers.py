@@ -36,19 +36,31 @@ class Dense(_Resizable, nn.Dense):
     """A linear layer as wide as its parameters."""
 
 
+@typing.no_type_check
+class ConvTranspose(_Resizable, nn.ConvTranspose):
+    """A transposed convolution as wide as its parameters."""
+
+
 def conv(
-    features: int, size: int, *, stride: int = 1, bias: bool = False, name: str
+    features: int,
+    size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+    name: str,
 ) -> nn.Conv:
     """Returns a square convolution of odd size.
 
     It pads as PyTorch does: "SAME" would pad strided convolutions on the other side.
     """
-    side = (size // 2, size // 2)
+    reach = dilation * (size // 2)
     return Conv(
         features,
         kernel_size=(size, size),
         strides=(stride, stride),
-        padding=(side, side),
+        padding=((reach, reach), (reach, reach)),
+        kernel_dilation=dilation,
         use_bias=bias,
         name=name,
     )

@@ -8,6 +8,7 @@ have BatchNorm or, as MuDSC's ResNets with group structure do, GroupNorm (Wu and
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,25 +24,49 @@ from zipjax.types import AnyArray
 
 
 class Convolution(NamedTuple):
-    """A square convolution: number of output channels, side of the kernel, stride."""
+    """A square convolution.
+
+    Attributes:
+      features: number of output channels.
+      size: side of the kernel.
+      stride: distance of its places in the image.
+      dilation: distance of the pixels that it reads at a place.
+    """
 
     features: int
     size: int
     stride: int = 1
+    dilation: int = 1
 
 
-Body = Callable[[int, int], tuple[Convolution, ...]]
-"""The convolutions of a block, from its features and its stride."""
+Body = Callable[[int, int, int, int], tuple[Convolution, ...]]
+"""The convolutions of a block: see the arguments of :func:`basic`."""
 
 
-def basic(features: int, stride: int) -> tuple[Convolution, ...]:
-    """Returns two 3x3 convolutions."""
-    return Convolution(features, 3, stride), Convolution(features, 3)
+def basic(
+    features: int, stride: int, before: int = 1, after: int = 1
+) -> tuple[Convolution, ...]:
+    """Returns two 3x3 convolutions.
+
+    Args:
+      features: number of output channels.
+      stride: of the block.
+      before: dilation of the convolutions up to the one that has the stride.
+      after: dilation of those that follow. It is larger where a stride was replaced,
+        so that they read the pixels that the stride would have left.
+    """
+    return Convolution(features, 3, stride, before), Convolution(features, 3, 1, after)
 
 
-def bottleneck(features: int, stride: int) -> tuple[Convolution, ...]:
-    """Returns 1x1, 3x3 and 1x1 convolutions; the last has four times the features."""
-    middle = Convolution(features, 3, stride)
+def bottleneck(
+    features: int, stride: int, before: int = 1, after: int = 1
+) -> tuple[Convolution, ...]:
+    """Returns 1x1, 3x3 and 1x1 convolutions; the last has four times the features.
+
+    See :func:`basic`; after the stride nothing is dilated.
+    """
+    del after
+    middle = Convolution(features, 3, stride, before)
     return Convolution(features, 1), middle, Convolution(4 * features, 1)
 
 
@@ -63,23 +88,39 @@ class Plan:
     shortcut: Convolution | None
     pool: int = 1
 
+    @property
+    def stride(self) -> int:
+        """By how much the block shrinks the image."""
+        return math.prod(convolution.stride for convolution in self.body)
+
 
 def _plans(
-    features: Sequence[int], depths: Sequence[int], body: Body, shortcut: int
+    features: Sequence[int],
+    depths: Sequence[int],
+    body: Body,
+    shortcut: int,
+    halvings: int,
 ) -> list[Plan]:
-    """Returns the blocks of all stages; each stage but the first halves the image.
+    """Returns the blocks of all stages.
+
+    Each stage but the first halves the image, or, after so many halvings, doubles the
+    dilation of what follows its first block's stride.
 
     Args:
       features: number of features of every stage.
       depths: number of blocks of every stage.
       body: returns the convolutions of a block.
       shortcut: kernel size of the shortcuts that change the shape.
+      halvings: how many stages at most halve the image.
     """
     plans, channels = [], features[0]
     for stage, depth in enumerate(depths):
+        first = 2 if 0 < stage <= halvings else 1
+        later = 2 ** max(stage - halvings, 0)
         for block in range(depth):
-            stride = 2 if stage > 0 and block == 0 else 1
-            convolutions = body(features[stage], stride)
+            stride = first if block == 0 else 1
+            before = max(later // 2, 1) if block == 0 else later
+            convolutions = body(features[stage], stride, before, later)
             changed = stride > 1 or convolutions[-1].features != channels
             channels = convolutions[-1].features
             across = Convolution(channels, shortcut, stride) if changed else None
@@ -89,16 +130,26 @@ def _plans(
     return plans
 
 
-def _chain(
+def chain(
     x: Float[AnyArray, "batch height width in"],
     convolutions: Sequence[Convolution],
     groups: int | None,
     train: bool,
 ) -> Float[Array, "batch height2 width2 out"]:
-    """Applies convolutions, each with its norm, and ReLU between each two of them."""
-    for number, (features, size, stride) in enumerate(convolutions, 1):
+    """Applies convolutions, each with its norm, and ReLU between each two of them.
+
+    To be called from a compact method, whose module gets the layers.
+
+    Args:
+      x: images.
+      convolutions: the convolutions.
+      groups: number of groups of GroupNorm; None for BatchNorm.
+      train: whether to use the statistics of the batch.
+    """
+    for number, (features, size, stride, dilation) in enumerate(convolutions, 1):
         x = nn.relu(x) if number > 1 else x
-        x = conv(features, size, stride=stride, name=f"conv{number}")(x)
+        name = f"conv{number}"
+        x = conv(features, size, stride=stride, dilation=dilation, name=name)(x)
         x = norm(groups, train=train, name=f"bn{number}")(x)
     return jnp.asarray(x)
 
@@ -119,14 +170,16 @@ class Block(nn.Module):
         self, x: Float[AnyArray, "batch height width in"], train: bool
     ) -> Float[Array, "batch height2 width2 out"]:
         """Returns the block's output after its ReLU."""
-        y = _chain(x, self.plan.body, self.groups, train)
+        y = chain(x, self.plan.body, self.groups, train)
         if self.plan.shortcut is not None:
-            features, size, stride = self.plan.shortcut
+            features, size, stride, _ = self.plan.shortcut
             if self.plan.pool > 1:
                 pool = (self.plan.pool, self.plan.pool)
                 x = nn.avg_pool(x, pool, pool, "SAME", count_include_pad=False)
             x = conv(features, size, stride=stride, name="shortcut_conv")(x)
             x = norm(self.groups, train=train, name="shortcut_bn")(x)
+        elif self.plan.stride > 1:
+            x = x[:, :: self.plan.stride, :: self.plan.stride]
         return nn.relu(x + y)
 
 
@@ -159,21 +212,23 @@ class ResNet20(nn.Module):
     @property
     def plans(self) -> list[Plan]:
         """The blocks."""
-        return _plans(self.features, (self.blocks,) * 3, basic, shortcut=3)
+        return _plans(self.features, (self.blocks,) * 3, basic, shortcut=3, halvings=2)
 
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
         """Returns the outputs; ``train`` uses the statistics of the batch."""
-        x = nn.relu(_chain(x, self.stem, self.groups, train))
+        x = nn.relu(chain(x, self.stem, self.groups, train))
         for plan in self.plans:
             x = Block(plan, self.groups, name=plan.name)(x, train)
         return Dense(self.outputs, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
-class ResNet(nn.Module):
+class ResNetStages(nn.Module):
     """Four stages of blocks after a stem that shrinks the image to a quarter.
+
+    What :class:`ResNet` and networks with other heads have in common.
 
     Attributes:
       outputs: number of outputs.
@@ -184,6 +239,9 @@ class ResNet(nn.Module):
       deep: whether to use the variant with the letter "d" in timm's names (He et al.
         2019): three 3x3 convolutions in the stem instead of a 7x7 one, and average
         pooling before a shortcut's convolution instead of its stride.
+      output_stride: by how much the image may shrink: a power of 2 from 4 on. Stages
+        that would shrink it further have dilations instead of strides, as with
+        torchvision's ``replace_stride_with_dilation``; the parameters are the same.
     """
 
     outputs: int
@@ -192,6 +250,7 @@ class ResNet(nn.Module):
     width: float = 1.0
     groups: int | None = None
     deep: bool = False
+    output_stride: int = 32
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -210,19 +269,41 @@ class ResNet(nn.Module):
     @property
     def plans(self) -> list[Plan]:
         """The blocks."""
-        plans = _plans(self.features, self.depths, self.body, shortcut=1)
+        halvings = self.output_stride.bit_length() - 3
+        if halvings < 0 or self.output_stride != 4 * 2**halvings:
+            raise ValueError(
+                f"output_stride = {self.output_stride} cannot be reached by halving: "
+                "pass a power of 2 from 4 on, such as 8, 16 or 32"
+            )
+        plans = _plans(self.features, self.depths, self.body, 1, halvings)
         return [_pooled(plan) for plan in plans] if self.deep else plans
+
+    def stages(
+        self, x: Float[AnyArray, "batch height width channels"], train: bool
+    ) -> list[Float[Array, "batch _height _width _channels"]]:
+        """Returns the outputs of all stages; to be called from a compact method."""
+        x = nn.relu(chain(x, self.stem, self.groups, train))
+        padding: Any = ((1, 1), (1, 1))  # Flax declares a str, but accepts pairs.
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
+        outputs: dict[int, Array] = {}
+        for plan in self.plans:
+            x = Block(plan, self.groups, name=plan.name)(x, train)
+            outputs[plan.stage] = x
+        return list(outputs.values())
+
+
+class ResNet(ResNetStages):
+    """A ResNet's stages, global average pooling and a linear head.
+
+    The attributes are those of :class:`ResNetStages`.
+    """
 
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch outputs"]:
         """Returns the outputs; ``train`` uses the statistics of the batch."""
-        x = nn.relu(_chain(x, self.stem, self.groups, train))
-        padding: Any = ((1, 1), (1, 1))  # Flax declares a str, but accepts pairs.
-        x = nn.max_pool(x, (3, 3), (2, 2), padding)
-        for plan in self.plans:
-            x = Block(plan, self.groups, name=plan.name)(x, train)
+        x = self.stages(x, train)[-1]
         return Dense(self.outputs, name="fc")(jnp.mean(x, axis=(1, 2)))
 
 
@@ -267,19 +348,40 @@ def spec(model: ResNet20 | ResNet) -> PermutationSpec:
     ResNet-20 has 12 perms, and twice as many with GroupNorm.
     """
     net = Declaration(groups=model.groups)
-    opened = model.plans[0].shortcut is not None
-    stream = net.channels("stem" if opened else "stage1", model.stem[-1].features)
-    _declare_chain(net, "", model.stem, None, stream)
-    for plan in model.plans:
-        before = stream
-        if plan.shortcut is not None:
-            stream = net.channels(f"stage{plan.stage}", plan.shortcut.features)
-        _declare_chain(net, f"{plan.name}/", plan.body, before, stream)
-        if plan.shortcut is not None:
-            net.conv(f"{plan.name}/shortcut_conv", before, stream)
-            net.norm(f"{plan.name}/shortcut_bn", stream)
+    stream = declare_stages(net, "", model.stem, model.plans)[-1]
     net.dense("linear" if isinstance(model, ResNet20) else "fc", stream, None)
     return net.spec()
+
+
+def declare_stages(
+    net: Declaration, path: str, stem: Sequence[Convolution], plans: Sequence[Plan]
+) -> list[Entry]:
+    """Declares a stem and blocks.
+
+    Args:
+      net: the declaration.
+      path: what the names of all layers and perms start with.
+      stem: the convolutions before the blocks.
+      plans: the blocks.
+
+    Returns:
+      The residual stream of every stage.
+    """
+    opened = plans[0].shortcut is not None
+    stream = net.channels(f"{path}{'stem' if opened else 'stage1'}", stem[-1].features)
+    _declare_chain(net, path, stem, None, stream)
+    streams: dict[int, Entry] = {}
+    for plan in plans:
+        before = stream
+        if plan.shortcut is not None:
+            stream = net.channels(f"{path}stage{plan.stage}", plan.shortcut.features)
+        block = f"{path}{plan.name}/"
+        _declare_chain(net, block, plan.body, before, stream)
+        if plan.shortcut is not None:
+            net.conv(f"{block}shortcut_conv", before, stream)
+            net.norm(f"{block}shortcut_bn", stream)
+        streams[plan.stage] = stream
+    return list(streams.values())
 
 
 def _declare_chain(
