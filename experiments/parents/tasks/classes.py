@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 import zipjax
 from experiments.data.datasets import load_dataset
-from experiments.data.splits import Split, Track
+from experiments.data.splits import Dataset, Split, Track
 from experiments.parents.architectures import build, inferred
 from experiments.parents.tasks.suite import (
     Forward,
@@ -321,41 +321,60 @@ class ClassSuite(Suite):
         return zipjax.reset_batch_stats(functions, model, self.inputs(size), ddof=ddof)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassKind:
     """Suites of the classes of one data set: "split" and "prime_odd".
 
     A folder of trained networks also holds ``class_embeddings.npy``, the targets of all
     classes ``[classes, dim]``, and ``train_ids.json``, the numbers of the calibration
     images in the training set, in the order in which they are used.
+
+    Attributes:
+      config: the experiment's configuration.
+      data: the data set.
+      embeddings: the text embeddings of all classes ``[classes, dim]``.
+      network: the network of all tasks.
+      spec: its permutation spec.
     """
 
-    def __init__(self, config: Any, track: Track) -> None:
-        self._config, self.note = config, _NOTES[config.tasks]
-        self._data = load_dataset(
+    config: Any
+    data: Dataset
+    embeddings: Float[np.ndarray, "classes dim"]
+    network: nn.Module
+    spec: zipjax.PermutationSpec
+
+    @classmethod
+    def of(cls, config: Any, track: Track) -> "ClassKind":
+        """Opens the data set of a config, and builds its network."""
+        data = load_dataset(
             config.dataset, config.data_dir, workers=config.workers, track=track
         )
         if config.examples is not None:
-            self._data = self._data.first(config.examples)
+            data = data.first(config.examples)
         names, encoder = config.class_names or config.dataset, config.text_encoder
-        _, self._embeddings = load_class_embeddings(names, encoder)
-        self._network, self._spec = build(
-            config.model, config.network.to_dict(), self._embeddings.shape[1]
-        )
+        _, embeddings = load_class_embeddings(names, encoder)
+        sizes = config.network.to_dict()
+        network, spec = build(config.model, sizes, embeddings.shape[1])
         if config.inferred:
-            image, _ = next(self._data.train.batches(1))
-            self._spec = inferred(self._network, image)
+            spec = inferred(network, next(data.train.batches(1))[0])
+        return cls(config, data, embeddings, network, spec)
+
+    @property
+    def note(self) -> str:
+        """What tables of these tasks show."""
+        return _NOTES[self.config.tasks]
 
     def suite(self, key: jax.Array) -> ClassSuite:
         """Returns the tasks that a key draws, or those that the config lists."""
-        config = self._config
+        config = self.config
         if config.classes:
-            return self._suite(self._listed(self._embeddings))
-        options = config.tasks, config.num_tasks, self._embeddings, config.text_encoder
+            return self._suite(self._listed(self.embeddings))
+        options = config.tasks, config.num_tasks, self.embeddings, config.text_encoder
         return self._suite(make_classes(*options, key))
 
     def everything(self) -> Task:
         """Returns the task of all classes."""
-        return self._suite([all_classes(self._embeddings)]).tasks[0]
+        return self._suite([all_classes(self.embeddings)]).tasks[0]
 
     def pretrained(self, folder: Path) -> ClassSuite:
         """Returns the tasks of the networks in a folder.
@@ -365,22 +384,22 @@ class ClassKind:
           OSError: if a file cannot be read.
         """
         numbers = json.loads((folder / "train_ids.json").read_text(encoding="utf-8"))
-        count = self._config.calibration_images
+        count = self.config.calibration_images
         ids = [f"train_{number:05d}" for number in numbers[:count]]
         embeddings = np.load(folder / "class_embeddings.npy")
-        return self._suite(self._listed(embeddings), with_ids(self._data.train, ids))
+        return self._suite(self._listed(embeddings), with_ids(self.data.train, ids))
 
     def _listed(self, embeddings: np.ndarray) -> list[Classes]:
-        return [some_classes(own, embeddings) for own in self._config.classes]
+        return [some_classes(own, embeddings) for own in self.config.classes]
 
     def _suite(
         self, classes: Sequence[Classes], calibration: Split | None = None
     ) -> ClassSuite:
-        config, train = self._config, self._data.train
+        config, train = self.config, self.data.train
         images = calibration or train.take(slice(config.calibration_images))
-        test = self._data.test.take(slice(config.test_images))
-        network = self._network, self._spec
-        return ClassSuite.of(classes, train, test, images, *network)
+        test = self.data.test.take(slice(config.test_images))
+        what = images, self.network, self.spec
+        return ClassSuite.of(classes, train, test, *what)
 
 
 def with_ids(split: Split, ids: list[str]) -> Split:
