@@ -4,14 +4,23 @@ import importlib.util
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from experiments.data.datasets import DATASETS, num_classes
 from experiments.data.splits import LABEL
 from experiments.methods.rows import METHODS
-from experiments.parents.architectures import ARCHITECTURES
+from experiments.parents.architectures import ARCHITECTURES, segmenters
 from experiments.parents.tasks.kinds import KINDS
 from experiments.parents.text_embeddings import CLASSES, ENCODERS
 from experiments.parents.train import Config
@@ -96,6 +105,16 @@ _TRAINING = {
     "flip": _BOOL,
     "crop": _whole(0),
 }
+
+
+def _is_training(recipe: Any) -> bool:
+    return (
+        isinstance(recipe, Mapping | ConfigDict)
+        and set(recipe) == set(_TRAINING)
+        and all(rule.fits(recipe[name]) for name, rule in _TRAINING.items())
+    )
+
+
 _ZIP = {"alpha": _FRACTION, "beta": _FRACTION}
 _IMAGES = ("calibration_images", "search_images", "refit_images", "test_images")
 RULES: dict[str, Rule] = {
@@ -111,6 +130,10 @@ RULES: dict[str, Rule] = {
         "must be ('all',), ('pairs',) or both",
     ),
     "image_size": _or_none(_whole(1)),
+    "own_train": Rule(
+        lambda x: all(_is_training(recipe) for recipe in x.values()),
+        f"must be trainings by task, with {sorted(_TRAINING)}, see config.train",
+    ),
     "seeds": Rule(
         lambda x: (
             _is_sequence(x)
@@ -126,6 +149,10 @@ RULES: dict[str, Rule] = {
     **{f"finetune.{name}": rule for name, rule in _TRAINING.items()},
     "batch_size": _whole(1),
     **dict.fromkeys(_IMAGES, _or_none(_whole(1))),
+    "calibration_tasks": Rule(
+        lambda x: _is_sequence(x) and all(_is_whole(k, 0) for k in x) and not _twice(x),
+        "must be different numbers of tasks from 0 on, or ()",
+    ),
     "ddof": Rule(lambda x: x in (0, 1), "must be 0 or 1"),
     "positions": Rule(_are_positions, "must be 'all', 'few', or a number from '1' on"),
     "reset_parents": _BOOL,
@@ -161,6 +188,13 @@ def _field_faults(config: Config) -> Iterator[str]:
 
 def _class_faults(config: Config) -> Iterator[str]:
     """Yields what is wrong about the classes and their tasks."""
+    for field in ("calibration_tasks", "own_train"):
+        if config[field]:
+            yield (
+                f"config.{field} = {config[field]!r} tells tasks with data sets of "
+                f"their own apart, which those of config.tasks = {config.tasks!r} do "
+                "not have: leave it empty"
+            )
     count, tasks = num_classes(config.dataset, config.data_dir), config.num_tasks
     names = config.class_names
     if names is None and config.dataset not in CLASSES:
@@ -228,13 +262,23 @@ def _dataset_faults(config: Config) -> Iterator[str]:
             f"config.datasets lists {len(entries)} data sets for config.num_tasks = "
             f"{config.num_tasks} tasks: list one for each"
         )
+    yield from _task_faults(config, [name for name, *_ in entries])
+    yield from _network_faults(config, [dataset for _, dataset, _ in entries])
     for name, dataset, classes in entries:
-        if dataset not in DATASETS or DATASETS[dataset].target != LABEL:
+        if dataset not in DATASETS or DATASETS[dataset].target not in (LABEL, "mask"):
+            known = [k for k, x in DATASETS.items() if x.target in (LABEL, "mask")]
             yield (
                 f"config.datasets names {dataset!r} for {name!r}, which is no data set "
-                "of classified images: choose among "
-                f"{sorted(k for k, x in DATASETS.items() if x.target == LABEL)}"
+                "of classified images or pixels: choose among "
+                f"{sorted(known)}"
             )
+            continue
+        if DATASETS[dataset].target != LABEL:
+            if len(classes):
+                yield (
+                    f"config.datasets gives {name!r} the classes {list(classes)}, but "
+                    f"{dataset!r} has masks, which are not divided: pass ()"
+                )
             continue
         count = num_classes(dataset, config.data_dirs.get(dataset, config.data_dir))
         strange = [k for k in classes if not _is_whole(k, 0) or k >= count]
@@ -254,6 +298,37 @@ def _dataset_faults(config: Config) -> Iterator[str]:
         yield (
             f"config.rows has {guilty}, which refit to an ensemble of tasks with one "
             "output: leave these rows out"
+        )
+
+
+def _task_faults(config: Config, names: Sequence[str]) -> Iterator[str]:
+    """Yields what fields say about tasks that there are not."""
+    if strange := [k for k in config.calibration_tasks if k >= len(names)]:
+        yield (
+            f"config.calibration_tasks has {strange}, but config.datasets lists "
+            f"{len(names)} tasks: choose among the numbers from 0 to {len(names) - 1}"
+        )
+    if strange := sorted(set(config.own_train) - set(names)):
+        yield (
+            f"config.own_train has trainings of {strange}, but config.datasets names "
+            f"{list(names)}: use these names"
+        )
+
+
+def _network_faults(config: Config, datasets: Sequence[str]) -> Iterator[str]:
+    """Yields what the network, or merges of several networks, cannot do."""
+    targets = {DATASETS[name].target for name in datasets if name in DATASETS}
+    if "mask" in targets and config.model not in segmenters():
+        yield (
+            f"config.model = {config.model!r} does not label the pixels of "
+            f"config.datasets = {list(datasets)}: choose among {segmenters()}"
+        )
+    guilty = [row for row in config.rows if METHODS[row].refit or METHODS[row].allots]
+    if guilty and len(targets) > 1:
+        yield (
+            f"config.rows has {guilty}, which need one network for all tasks, but "
+            "those that label pixels and those that classify images differ: leave "
+            "these rows out"
         )
 
 

@@ -1,11 +1,13 @@
 """The config that all others start from, and the smallest version of a config."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from experiments.data.datasets import stand_in
+from experiments.data.datasets import DATASETS, stand_in
+from experiments.data.splits import LABEL
 from experiments.methods.rows import PAPERS, one_of_a_kind
 from experiments.parents.architectures import smallest
 from experiments.parents.train import Config
@@ -34,10 +36,12 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.groups = ("all",)  # Networks that are merged: "all" at once, or "pairs".
     config.classes = ()  # The classes of every task; empty: config.tasks decides.
     # Of tasks = "datasets": a name, a data set and classes, () for all, of each task,
-    # folders of data sets that are not in data_dir, and the side of the images.
+    # folders of data sets that are not in data_dir, the side of the classified images,
+    # and trainings, by task, of those that differ from config.train.
     config.datasets = ()
     config.data_dirs = ml_collections.ConfigDict()
     config.image_size = config_dict.placeholder(int)
+    config.own_train = ml_collections.ConfigDict()
     config.seeds = (0, 1, 2, 3, 4)
 
     config.model = model
@@ -53,6 +57,9 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.batch_size = 256  # For moments, batch statistics and evaluation.
     # Training images for moments, batch statistics and searches; None: all of them.
     config.calibration_images = config_dict.placeholder(int)
+    # Of tasks = "datasets": numbers of the tasks whose images moments, and the batch
+    # statistics of what is shared, come from; (): all of them.
+    config.calibration_tasks = ()
     # How many of these are for searches, and for a refit; None: all of them.
     config.search_images = config_dict.placeholder(int)
     config.refit_images = config_dict.placeholder(int)
@@ -133,15 +140,23 @@ def shrunk(config: Config) -> Config:
     small.class_names, small.examples = config.class_names or config.dataset, 2
     small.checkpoints = None
     small.datasets = tuple(
-        (name, stand_in(dataset), tuple(classes)[:4])
+        (name, stand_in(dataset), _few(dataset, classes))
         for name, dataset, classes in config.datasets
     )
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
     small.rows = one_of_a_kind(config.rows, config.partial_rows)
-    small.train.epochs = small.finetune.epochs = 1
+    for recipe in (small.train, small.finetune, *small.own_train.values()):
+        recipe.epochs = 1
     small.cuts = 1
     small.cut_layers = ()
     small.grid.update({name: values[:2] for name, values in config.grid.items()})
     small.plane.points = min(config.plane.points, 2)
     return small
+
+
+def _few(dataset: str, classes: Sequence[int]) -> tuple[int, ...]:
+    """Returns a few of a task's classes; all, as (), of masks or where unknown."""
+    info = DATASETS[dataset]
+    known = (info.num_classes or 0) if info.target == LABEL else 0
+    return tuple(classes or range(known))[:4]

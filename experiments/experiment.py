@@ -17,11 +17,11 @@ from experiments.checks import check_config
 from experiments.defaults import shrunk
 from experiments.fingerprints import code_digest, versions
 from experiments.methods.merges import Merger, Setting
-from experiments.methods.rows import Method, chosen_cuts, chosen_methods
+from experiments.methods.rows import METHODS, Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
 from experiments.parents import cache
 from experiments.parents.tasks.kinds import KINDS
-from experiments.parents.tasks.suite import Suite
+from experiments.parents.tasks.suite import Drawable, Suite
 from experiments.parents.train import Config, Variables
 from experiments.parents.trained import Parents, Trainer, keys_of, pretrained
 from experiments.report import pictures, report
@@ -92,7 +92,7 @@ class Experiment:
         """
         config = self.config
         for suite in self.suites():
-            chosen_cuts(suite.spec, config.cuts, config.cut_layers)
+            chosen_cuts(suite.cuts, config.cuts, config.cut_layers)
             _check_examples(
                 "examples", suite, [len(task.train) for task in suite.tasks]
             )
@@ -206,7 +206,7 @@ class Experiment:
         source = zipjax.source_of(models, suite.specs)
         path = self.workdir / "moments" / parents.name
         inputs = {
-            "images": [split.digest() for split in suite.calibration],
+            "images": [split.digest() for split in suite.measured],
             "batches": self.config.batch_size,
             "positions": (self.runner.positions, jax.process_count()),
             "source": source,
@@ -247,7 +247,7 @@ class Experiment:
         if method not in self.partial:
             return [None]
         config = self.config
-        cuts = chosen_cuts(suite.spec, config.cuts, config.cut_layers)
+        cuts = chosen_cuts(suite.cuts, config.cuts, config.cut_layers)
         return [None, *(cut for cut in cuts if cut.number != suite.whole)]
 
     def candidate(
@@ -281,7 +281,7 @@ class Experiment:
     def count_flops(self, suite: Suite, model: Model, only: int | None) -> float:
         """Returns the operations for one image, counted once per set of shapes."""
         functions = functions_for(suite, model, only)
-        image = next(suite.inputs(1))
+        image, _ = next(suite.tasks[0].train.batches(1))
         leaves = jax.tree_util.tree_leaves_with_path(model)
         shapes = tuple((path, np.shape(leaf)) for path, leaf in leaves)
         key = functions, shapes, image.shape
@@ -307,7 +307,33 @@ class Experiment:
         drawn = pictures.match_pictures(plain, setting.moments, number, where)
         if landscape := self.landscape(setting, assignments):
             drawn.append(pictures.plane_picture(landscape, where))
+        return drawn + self.predictions(setting, where)
+
+    def predictions(self, setting: Setting, where: str) -> list[report.Picture]:
+        """Draws what networks and their zips predict, if that can be drawn."""
+        suite, zipped, drawn = setting.suite, dict[str, Model](), []
+        for number, task in enumerate(suite.tasks):
+            if not isinstance(task.objective, Drawable):
+                continue
+            zipped = zipped or self.zipped(setting)
+            parent = f"Model {setting.parents.letters[number]}"
+            own = suite.forward(task.apply_fn, setting.models[number], number)
+            answers = {parent: own} | {
+                name: suite.forward(suite.functions, model, number)
+                for name, model in zipped.items()
+            }
+            shown = task, task.objective, answers, where
+            drawn.append(pictures.prediction_picture(*shown))
         return drawn
+
+    def zipped(self, setting: Setting) -> dict[str, Model]:
+        """Returns the zips of one seed, whole and in part, by name."""
+        zipit, key = METHODS["zipit"], next(iter(setting.parents.keys.values()))
+        candidates = [
+            self.candidate(setting, zipit, stop)
+            for stop in self.stops(setting.suite, zipit)
+        ]
+        return {candidate.name: candidate.make(key) for candidate in candidates}
 
     def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
         """Measures losses on the plane through two networks and their zip, if any."""

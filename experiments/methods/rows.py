@@ -126,25 +126,25 @@ def one_of_a_kind(rows: Sequence[str], partial: Sequence[str]) -> tuple[str, ...
 
 
 def chosen_cuts(
-    spec: zipjax.PermutationSpec, most: int, layers: Sequence[int]
+    cuts: Sequence[zipjax.Cut], most: int, layers: Sequence[int]
 ) -> list[zipjax.Cut]:
     """Returns where partial zips stop, the deepest first.
 
     Args:
-      spec: the permutation spec.
-      most: the number of cuts, evenly spread, or fewer if the spec has fewer.
+      cuts: where they may stop, by depth.
+      most: the number of cuts, evenly spread, or fewer if there are fewer.
       layers: instead of these, unless empty: the numbers of zipped layers.
 
     Raises:
       ValueError: if there is no cut after one of these numbers of layers.
     """
     if not layers:
-        places = np.linspace(len(spec.cuts) - 1, 0, min(most, len(spec.cuts)))
-        return [spec.cuts[place] for place in places.round().astype(int)]
-    cuts = {cut.layers: cut for cut in spec.cuts}
-    if unknown := sorted(set(layers) - set(cuts)):
+        places = np.linspace(len(cuts) - 1, 0, min(most, len(cuts)))
+        return [cuts[place] for place in places.round().astype(int)]
+    known = {cut.layers: cut for cut in cuts}
+    if unknown := sorted(set(layers) - set(known)):
         raise ValueError(
             f"cut_layers {unknown}: there is no cut after these numbers of layers. The "
-            f"cuts are after {sorted(cuts)} layers"
+            f"cuts are after {sorted(known)} layers"
         )
-    return [cuts[number] for number in sorted(layers, reverse=True)]
+    return [known[number] for number in sorted(layers, reverse=True)]

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 import zipjax
-from zipjax.models import mlp, resnet, swin, vit
+from experiments.data.splits import LABEL
+from zipjax.models import deeplab, mlp, resnet, swin, vit
 
 
 class Architecture(NamedTuple):
@@ -18,11 +19,49 @@ class Architecture(NamedTuple):
       make: makes the network from its sizes.
       spec: makes the permutation spec of a network.
       smallest: the smallest sizes that it works with.
+      classifier: of networks that label every pixel, makes the classifier with the
+        same backbone; None: the network is a classifier itself.
     """
 
     make: Callable[..., nn.Module]
     spec: Callable[[Any], zipjax.PermutationSpec]
     smallest: Mapping[str, Any]
+    classifier: Callable[[Any], nn.Module] | None = None
+
+
+_BODIES = {"basic": resnet.basic, "bottleneck": resnet.bottleneck}
+
+
+def _deeplab(
+    outputs: int,
+    *,
+    depths: tuple[int, ...],
+    body: str = "bottleneck",
+    width: float = 1.0,
+    groups: int | None = None,
+    output_stride: int = 8,
+    hidden: int = 256,
+    rates: tuple[int, ...] = (12, 24, 36),
+) -> deeplab.DeepLabV3:
+    """Makes a segmenter, whose kind of residual blocks has a name."""
+    backbone = depths, _BODIES[body], width, groups, False, output_stride
+    return deeplab.DeepLabV3(outputs, *backbone, hidden, rates)
+
+
+def _backbones_classifier(network: deeplab.DeepLabV3) -> resnet.ResNet:
+    """Makes the classifier whose backbone is a segmenter's, dilations included."""
+    backbone = network.depths, network.body, network.width, network.groups
+    return resnet.ResNet(
+        network.outputs, *backbone, network.deep, network.output_stride
+    )
+
+
+def _resnet_spec(
+    network: deeplab.DeepLabV3 | resnet.ResNet,
+) -> zipjax.PermutationSpec:
+    if isinstance(network, deeplab.DeepLabV3):
+        return deeplab.spec(network)
+    return resnet.spec(network)
 
 
 ARCHITECTURES = {
@@ -33,6 +72,12 @@ ARCHITECTURES = {
     "vit": Architecture(vit.ViT, vit.spec, {"width": 8, "depth": 1, "heads": 2}),
     "swin": Architecture(
         swin.Swin, swin.spec, {"width": 8, "depths": (1, 1), "heads": (2, 2)}
+    ),
+    "deeplab": Architecture(
+        _deeplab,
+        _resnet_spec,
+        {"depths": (1, 1), "width": 1 / 16, "groups": 2, "hidden": 4, "rates": (1,)},
+        _backbones_classifier,
     ),
 }
 
@@ -62,7 +107,7 @@ def smallest(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(
-    name: str, options: Mapping[str, Any], outputs: int
+    name: str, options: Mapping[str, Any], outputs: int, target: str = LABEL
 ) -> tuple[nn.Module, zipjax.PermutationSpec]:
     """Makes a network and its spec.
 
@@ -70,16 +115,30 @@ def build(
       name: a key of ``ARCHITECTURES``.
       options: the network's sizes, such as ``{"width": 2}``.
       outputs: number of outputs.
+      target: what it predicts: "label", or "mask" for the classes of pixels.
 
     Returns:
       The network, whose ``apply`` takes variables and images, and its spec.
 
     Raises:
-      ValueError: if there is no network of that name.
+      ValueError: if there is no network of that name, or none that labels pixels.
     """
     chosen = architecture(name)
-    network = _first_equal(chosen.make(outputs=outputs, **options))
+    network = chosen.make(outputs=outputs, **options)
+    if target == LABEL and chosen.classifier is not None:
+        network = chosen.classifier(network)
+    elif target != LABEL and chosen.classifier is None:
+        raise ValueError(
+            f"model {name!r} classifies whole images, so that it has no {target!r}: "
+            f"choose among {segmenters()}"
+        )
+    network = _first_equal(network)
     return network, chosen.spec(network)
+
+
+def segmenters() -> list[str]:
+    """Returns the names of the networks that can label every pixel."""
+    return sorted(name for name, x in ARCHITECTURES.items() if x.classifier is not None)
 
 
 def inferred(network: nn.Module, images: Any) -> zipjax.PermutationSpec:

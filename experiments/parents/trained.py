@@ -80,14 +80,19 @@ class Trainer:
         config = self.config
         split_key, *keys, start_key, merge_key = keys_of(config, seed)
         suite = self.kind.suite(split_key)
-        start, recipe = None, config.train
+        start, recipes = (
+            None,
+            [config.own_train.get(task.name, config.train) for task in suite.tasks],
+        )
         if config.init == "finetuned":
             every = self.kind.everything()
-            start = self.trained(f"seed{seed}_start", every, start_key, recipe)
-            recipe = config.finetune
+            start = self.trained(f"seed{seed}_start", every, start_key, config.train)
+            recipes = [config.finetune] * len(suite.tasks)
         models = [
             self.trained(f"seed{seed}_{letter(number)}", task, key, recipe, start)
-            for number, (task, key) in enumerate(zip(suite.tasks, keys, strict=True))
+            for number, (task, key, recipe) in enumerate(
+                zip(suite.tasks, keys, recipes, strict=True)
+            )
         ]
         letters = [letter(number) for number in range(len(models))]
         return Parents(f"seed{seed}", suite, models, letters, {seed: merge_key})

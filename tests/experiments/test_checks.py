@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments import experiment as experiment_module
 from experiments.checks import RULES, check_config
 from experiments.data.datasets import load_dataset, num_classes
-from experiments.defaults import default
+from experiments.defaults import default, training
 from experiments.experiment import Experiment
 from experiments.parents import cache
 from experiments.parents.trained import Trainer
@@ -92,6 +92,52 @@ def experiment(workdir, **changes):
 def test_a_fault_names_the_field_and_the_remedy(changes, message):
     with pytest.raises(ValueError, match=message):
         check_config(config_of(**changes))
+
+
+SETS = (("Streets", "noise_camvid", ()), ("Things", "noise10", ()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "mlp"}, r"config.model = 'mlp' does not label .*\['deeplab'\]"),
+        ({"rows": ("average", "zipit_refit")}, r"\['zipit_refit'\], which need one"),
+        ({"rows": ("zipit_allotted",)}, r"config.rows has \['zipit_allotted'\]"),
+        ({"calibration_tasks": (0, 2)}, r"calibration_tasks has \[2\].*from 0 to 1"),
+        ({"calibration_tasks": (1, 1)}, r"calibration_tasks = \(1, 1\) .*different"),
+        (
+            {"datasets": (("Streets", "noise_camvid", (1,)), SETS[1])},
+            r"gives 'Streets' the classes \[1\].* pass \(\)",
+        ),
+        (
+            {"datasets": (("Depth", "noise_taskonomy", ()), SETS[1])},
+            "'noise_taskonomy' for 'Depth'.*'camvid'",
+        ),
+        ({"own_train": {"Things": {"epochs": 1}}}, "config.own_train = .*'crop'"),
+        (
+            {"own_train": {"Cats": training(epochs=1)}},
+            r"trainings of \['Cats'\].*'Streets', 'Things'",
+        ),
+    ],
+)
+def test_a_fault_of_several_data_sets_names_the_remedy(changes, message):
+    config = default("Several", "deeplab", depths=(1, 1))
+    config.tasks, config.datasets, config.rows = "datasets", SETS, ("average",)
+    check_config(config)
+    config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("calibration_tasks", (0,)), ("own_train", {"Task A": training(epochs=1)})],
+)
+def test_what_tells_data_sets_apart_is_refused_for_classes(field, value):
+    config = config_of()
+    config.update({field: value})
+    with pytest.raises(ValueError, match=f"config.{field} = .*leave it empty"):
+        check_config(config)
 
 
 def test_all_faults_are_told_at_once():

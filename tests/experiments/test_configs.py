@@ -29,7 +29,7 @@ def run(config, workdir):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_runs(path, tmp_path):
     config = load(path)
-    if "cifar" in path.stem:
+    if "cifar" in path.stem or "imagenet" in path.stem:
         # Rows are tried on digits below; larger networks only compile longer.
         config.partial_rows = ()
         chosen = {"average", "zipit_refit_ensemble"}

@@ -232,11 +232,11 @@ def test_the_experiment_uses_the_public_package_only():
 )
 def test_partial_zips_are_spread_over_the_depth(most, layers):
     spec = mlp.spec(mlp.MLP((8, 8, 8, 8), 3))
-    assert [cut.layers for cut in chosen_cuts(spec, most, ())] == layers
+    assert [cut.layers for cut in chosen_cuts(spec.cuts, most, ())] == layers
 
 
 def test_partial_zips_stop_where_they_are_told():
     spec = mlp.spec(mlp.MLP((8, 8, 8, 8), 3))
-    assert [cut.layers for cut in chosen_cuts(spec, 1, (2, 4))] == [4, 2]
+    assert [cut.layers for cut in chosen_cuts(spec.cuts, 1, (2, 4))] == [4, 2]
     with pytest.raises(ValueError, match=r"cut_layers \[7\].*\[1, 2, 3, 4\]"):
-        chosen_cuts(spec, 1, (7, 2))
+        chosen_cuts(spec.cuts, 1, (7, 2))

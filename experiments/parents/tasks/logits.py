@@ -1,6 +1,7 @@
-"""Tasks on data sets of their own, each with a layer of logits (ZipIt!, Table 2).
+"""Tasks on data sets of their own, each with logits (ZipIt!, Table 2 and Section 4).
 
-Networks are merged before that layer: it stays with its task.
+Networks are merged up to where they are the same: a layer of logits, or all that
+follows the backbone of a network that labels pixels, stays with its task.
 """
 
 import dataclasses
@@ -11,13 +12,14 @@ import jax
 import numpy as np
 
 import zipjax
-from experiments.data.datasets import load_dataset
+from experiments.data.datasets import DATASETS, load_dataset
 from experiments.data.framing import Framing
 from experiments.data.sources import Arrays
-from experiments.data.splits import Dataset, Split, Track
+from experiments.data.splits import LABEL, Dataset, Split, Track
 from experiments.parents.architectures import build
 from experiments.parents.tasks.classes import cross_entropies
-from experiments.parents.tasks.suite import Forward, Suite, Task
+from experiments.parents.tasks.segmentation import PixelLogits
+from experiments.parents.tasks.suite import Forward, Objective, Suite, Task
 from zipjax.types import Array
 
 
@@ -53,23 +55,31 @@ class DatasetsKind:
     """Suites of several data sets, or groups of their classes: "datasets".
 
     The config's ``datasets`` lists a name, a data set and some of its classes, () for
-    all, for every task. With an ``image_size``, images in memory are brought to that
-    many pixels a side and to three channels, so that one network reads all of them. A
-    folder of trained networks holds nothing else.
+    all, for every task. Where the data set has masks, the task is to label pixels. With
+    an ``image_size``, images in memory that are classified are brought to that many
+    pixels a side and to three channels, so that one network reads all of them. A folder
+    of trained networks holds nothing else.
 
     Attributes:
       config: the experiment's configuration.
-      parts: every task's name and examples, labelled from 0 on.
+      parts: every task's name, its examples, labelled from 0 on, and its objective.
     """
 
     config: Any
-    parts: Sequence[tuple[str, Dataset]]
+    parts: Sequence[tuple[str, Dataset, Objective]]
 
-    note = (
-        "Every task has a data set of its own, or a part of one, and a layer of logits "
-        "that is not merged: networks are merged up to their last layer, or in part. A "
-        "merged network is asked about each task with that task's logits."
-    )
+    @property
+    def note(self) -> str:
+        """What tables of these tasks show."""
+        names = [name for name, *_ in self.config.datasets]
+        chosen = [names[k] for k in self.config.calibration_tasks] or ["all tasks"]
+        return (
+            "Every task has a data set of its own, or a part of one, and a layer of "
+            "logits that is not merged: networks are merged up to where they differ, "
+            "or in part. A merged network is asked about each task with that task's "
+            "head. Moments, and the batch statistics of what is shared, come from "
+            f"images of {' and '.join(chosen)}. FLOPs are for an image of {names[0]}."
+        )
 
     @classmethod
     def of(cls, config: Any, track: Track) -> "DatasetsKind":
@@ -81,17 +91,19 @@ class DatasetsKind:
         del key
         config = self.config
         options = config.model, config.network.to_dict()
-        # Networks run at the width of their parameters: one function serves all tasks.
-        shared, spec = build(*options, 1)
         tasks = []
-        for name, data in self.parts:
-            network, _ = build(*options, data.num_classes)
+        for name, data, objective in self.parts:
             train, test = data.train, data.test.take(slice(config.test_images))
-            what = Logits(data.num_classes), network, shared.apply, spec
+            network, _ = build(*options, data.num_classes, train.target)
+            # Networks run at the width of their parameters: one function serves all
+            # tasks of a kind.
+            shared, spec = build(*options, 1, train.target)
+            what = objective, network, shared.apply, spec
             tasks.append(Task(name, train, test, *what))
         images = config.calibration_images
         calibration = tuple(task.train.take(slice(images)) for task in tasks)
-        return Suite(tuple(tasks), calibration)
+        chosen = tuple(config.calibration_tasks)
+        return Suite(tuple(tasks), calibration, calibration_tasks=chosen)
 
     def everything(self) -> Task:
         """Refuses: there is no task of all.
@@ -112,10 +124,17 @@ class DatasetsKind:
 
 def _part(
     config: Any, track: Track, name: str, dataset: str, classes: Sequence[int]
-) -> tuple[str, Dataset]:
-    """Returns one task's name and examples, labelled from 0 on."""
+) -> tuple[str, Dataset, Objective]:
+    """Returns one task's name, its examples, labelled from 0 on, and its objective."""
     folder = config.data_dirs.get(dataset, config.data_dir)
     data = load_dataset(dataset, folder, workers=config.workers, track=track)
+    info = DATASETS[dataset]
+    if info.target != LABEL:
+        if config.examples is not None:
+            data = data.first(config.examples)
+        if info.unlabelled is None:
+            raise ValueError(f"data set {dataset!r} has no value of unlabelled pixels")
+        return name, data, PixelLogits(data.num_classes, info.unlabelled)
     chosen = np.array(classes if len(classes) else range(data.num_classes))
     train, test = (_labelled(split, chosen) for split in (data.train, data.test))
     data = Dataset(train, test, len(chosen))
@@ -127,7 +146,7 @@ def _part(
             for split in (data.train, data.test)
         )
         data = Dataset(train, test, len(chosen))
-    return name, data
+    return name, data, Logits(len(chosen))
 
 
 def _resized(split: Split, size: int, track: Track, title: str) -> Split:

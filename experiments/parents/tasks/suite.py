@@ -47,6 +47,23 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Drawable(Protocol):
+    """An objective whose targets and outputs can be drawn, as images in colour."""
+
+    def drawn_targets(
+        self, targets: AnyArray
+    ) -> Float[np.ndarray, "batch height width 3"]:
+        """Returns an image of every target, fractions of red, green and blue."""
+        ...
+
+    def drawn_outputs(
+        self, outputs: Array
+    ) -> Float[np.ndarray, "batch height width 3"]:
+        """Returns an image of every output, in the colours of the targets."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What one network learns.
@@ -100,10 +117,13 @@ class Suite:
       tasks: the tasks.
       calibration: training examples whose images the moments, batch statistics and
         refits are computed from: those of all tasks in one, or one split per task.
+      calibration_tasks: the numbers of the tasks whose splits these are, except where
+        a head is measured on its own task's; () for all.
     """
 
     tasks: tuple[Task, ...]
     calibration: tuple[Split, ...]
+    calibration_tasks: tuple[int, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -130,6 +150,17 @@ class Suite:
         return one_or_each([task.spec for task in self.tasks])
 
     @property
+    def cuts(self) -> tuple[zipjax.Cut, ...]:
+        """The places where merges may stop, up to that of merges of everything."""
+        return tuple(self.spec.cuts[: self.whole])
+
+    @property
+    def measured(self) -> tuple[Split, ...]:
+        """The splits that moments and the batch statistics of a trunk come from."""
+        chosen = self.calibration_tasks or range(len(self.calibration))
+        return tuple(self.calibration[k] for k in chosen)
+
+    @property
     def shares_outputs(self) -> bool:
         """Whether merged networks have one output for all tasks."""
         return False
@@ -154,11 +185,20 @@ class Suite:
         )
 
     def subset(self, numbers: Sequence[int]) -> Self:
-        """Returns the suite of some of the tasks."""
+        """Returns the suite of some of the tasks.
+
+        If none of these is among ``calibration_tasks``, all of them are.
+        """
         tasks = tuple(self.tasks[k] for k in numbers)
         shared = len(self.calibration) == 1
         own = self.calibration if shared else [self.calibration[k] for k in numbers]
-        return dataclasses.replace(self, tasks=tasks, calibration=tuple(own))
+        places = (numbers.index(k) for k in self.calibration_tasks if k in numbers)
+        return dataclasses.replace(
+            self,
+            tasks=tasks,
+            calibration=tuple(own),
+            calibration_tasks=tuple(places),
+        )
 
     def calibrating(self, images: int | None) -> Self:
         """Returns the suite with so many of its calibration images, or all."""
@@ -183,12 +223,20 @@ class Suite:
         return dataclasses.replace(self, tasks=tuple(tasks))
 
     def inputs(self, size: int) -> Iterator[Array]:
-        """Yields batches of calibration images; of several processes, each its share.
+        """Yields batches of ``measured``; of several processes, each its share.
 
         Images of one shape are mixed: every batch has as many of each task. Others are
         in batches of their own, which take turns.
         """
-        return mixed(self.calibration, size)
+        return mixed(self.measured, size)
+
+    def forward(
+        self, functions: OneOrEach[ApplyFn], model: Any, number: int
+    ) -> Forward:
+        """Returns what a model answers about a task; see :meth:`evaluate`."""
+        heads = functions_of(functions, model)
+        call, variables = heads[number % len(heads)]
+        return functools.partial(forwarded, call, variables)
 
     def evaluate(
         self,
@@ -206,11 +254,9 @@ class Suite:
           only: the one task that the model is a network of; None: it does all.
         """
         asked = range(len(self.tasks)) if only is None else [only]
-        heads = functions_of(functions, model)
         scores: list[float | None] = [None] * len(self.tasks)
         for number in asked:
-            task, (call, variables) = self.tasks[number], heads[number % len(heads)]
-            forward = functools.partial(forwarded, call, variables)
+            task, forward = self.tasks[number], self.forward(functions, model, number)
             batches = task.test.batches(size, *process())
             scores[number] = task.objective.score(forward, batches)
         return Scores(tuple(scores))
