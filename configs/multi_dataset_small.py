@@ -39,8 +39,8 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.num_tasks = 4
     config.groups = ("pairs", "all")
     config.seeds = (0,)
-    config.examples = 2000  # Of a class, at most.
-    config.train = training(epochs=8, batch_size=128, crop=4)
+    config.examples = 1000  # Of a class, at most.
+    config.train = training(epochs=6, batch_size=128, crop=4)
     config.batch_size = 240
     config.calibration_images = 1000
     config.search_images = 2000
@@ -50,8 +50,9 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     # About as deep as 10, 22 and 49 of ResNet-50's 50 layers.
     config.cut_layers = (7, 13)
     config.zipit.alpha, config.zipit.beta = 0.3, 1.0
-    config.grid.balance = (0.3, 0.5, 0.7)
-    config.grid.beta = (0.5, 1.0)
+    config.grid.balance = (0.3, 0.7)
+    config.grid.alpha = (0.1, 0.3, 0.5)
+    config.grid.beta = (1.0,)
     config.plane.points = 0
     config.init = init
     return config

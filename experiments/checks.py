@@ -183,7 +183,12 @@ def _field_faults(config: Config) -> Iterator[str]:
         for name in field.split("."):
             value = value[name]
         if not fits(value):
-            yield f"config.{field} = {value!r} {wanted}"
+            yield f"config.{field} = {_shown(value)} {wanted}"
+
+
+def _shown(value: Any) -> str:
+    """Returns a field's value in one line."""
+    return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
 def _class_faults(config: Config) -> Iterator[str]:
@@ -191,9 +196,9 @@ def _class_faults(config: Config) -> Iterator[str]:
     for field in ("calibration_tasks", "own_train"):
         if config[field]:
             yield (
-                f"config.{field} = {config[field]!r} tells tasks with data sets of "
-                f"their own apart, which those of config.tasks = {config.tasks!r} do "
-                "not have: leave it empty"
+                f"config.{field} = {_shown(config[field])} tells tasks by their data "
+                f"sets, which those of config.tasks = {config.tasks!r} share: leave it "
+                "empty"
             )
     count, tasks = num_classes(config.dataset, config.data_dir), config.num_tasks
     names = config.class_names

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from zipjax import hosts
 from zipjax.arguments import shown
@@ -36,7 +36,7 @@ class Segmentation:
 
 def evaluate_segmentation(
     forward: Callable[[Any], Any],
-    batches: Iterable[tuple[Any, Int[AnyArray, "batch height width"]]],
+    batches: Iterable[tuple[Any, Integer[AnyArray, "batch height width"]]],
     *,
     num_classes: int,
     ignore: int | None = 255,

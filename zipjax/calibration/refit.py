@@ -106,7 +106,7 @@ def refit(
         model.
       positions: how many of a batch's positions, or tokens, are read for every layer,
         drawn at random: as many of every example, one from each of as many stretches of
-        equal length. "few" reads as many as make 32,768 samples of all batches, and 32
+        equal length. "few" reads as many as make 65,536 samples of all batches, and 64
         for each of the layer's inputs, "all" reads all.
       key: PRNG key of the positions; ``jax.random.key(0)`` by default.
       memory_limit: how many bytes the values between layers may take; None for no

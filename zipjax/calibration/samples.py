@@ -13,14 +13,15 @@ from jaxtyping import Int
 from zipjax.batches import spread
 from zipjax.calibration.passes import Pass, on_host
 from zipjax.calibration.targets import Target
-from zipjax.positions import FEW_SAMPLES, Positions, positions_of
+from zipjax.positions import Positions, positions_of
 from zipjax.program.canonical import Keyed, keyed_layer
 from zipjax.program.layers import Layer
 from zipjax.program.rows import input_rows, kernel_axes, output_rows, sample_shape
 from zipjax.types import Array
 
-SAMPLES_PER_INPUT = 32
-"""With ``positions="few"``, a layer's inputs have at least so many samples each."""
+FEW_SAMPLES, SAMPLES_PER_INPUT = 2**16, 64
+"""With ``positions="few"``, a layer has at least so many samples, and at least so many
+for each of its inputs, if there are as many."""
 
 # Rows that are made at once take no more bytes than this.
 _MOST_BYTES = 1 << 26

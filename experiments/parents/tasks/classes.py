@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
@@ -36,6 +36,7 @@ from zipjax.evaluation import LOGIT_SCALE
 from zipjax.merging.each import OneOrEach
 from zipjax.types import ApplyFn, Array
 
+S = TypeVar("S", bound="ClassSuite")
 _PRIMES = (2, 3, 5, 7)
 _NOTES = {
     "split": "Every class belongs to one task, and a task is to classify images of its "
@@ -184,8 +185,8 @@ class Cosines:
         return LOGIT_SCALE * (outputs / jnp.maximum(lengths, 1e-6)) @ self.targets.T
 
 
-def cross_entropies(logits: Array, labels: Array) -> Float[Array, "batch"]:
-    """Returns every example's cross-entropy with its label."""
+def cross_entropies(logits: Array, labels: Array) -> Float[Array, "*batch"]:
+    """Returns the cross-entropy with its label of every example, or of every pixel."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -249,7 +250,7 @@ class ClassSuite(Suite):
         """Whether every example belongs to all tasks."""
         return bool((np.array([own.numbers for own in self.classes]) >= 0).all())
 
-    def subset(self, numbers: Sequence[int]) -> Self:
+    def subset(self: S, numbers: Sequence[int]) -> S:
         """Returns the suite of some of the tasks, with their examples alone."""
         classes = tuple(self.classes[k] for k in numbers)
         known = np.any([own.numbers >= 0 for own in classes], axis=0)
@@ -265,16 +266,16 @@ class ClassSuite(Suite):
             test=of(self.test),
         )
 
-    def searching(self, images: int | None) -> Self:
+    def searching(self: S, images: int | None) -> S:
         """Returns the suite whose scores are those on so many calibration images."""
         found = self.calibrating(images)
         return found._tested_on(found.calibration[0])
 
-    def testing(self, images: int | None) -> Self:
+    def testing(self: S, images: int | None) -> S:
         """Returns the suite with so many test images of all tasks, or all."""
         return self._tested_on(self.test.take(slice(images)))
 
-    def _tested_on(self, test: Split) -> Self:
+    def _tested_on(self: S, test: Split) -> S:
         tasks = [
             dataclasses.replace(task, test=own.of(test))
             for task, own in zip(self.tasks, self.classes, strict=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from matplotlib.colors import hsv_to_rgb
 
 import zipjax
@@ -55,7 +55,7 @@ class PixelLogits:
         return found.mean_iou
 
     def drawn_targets(
-        self, targets: Int[AnyArray, "batch height width"]
+        self, targets: Integer[AnyArray, "batch height width"]
     ) -> Float[np.ndarray, "batch height width 3"]:
         """Returns masks in one colour per class; unlabelled pixels are black."""
         masks = np.asarray(targets)
@@ -69,7 +69,7 @@ class PixelLogits:
         return _colours(self.classes)[np.asarray(outputs).argmax(-1)]
 
     def _known(
-        self, targets: Int[Array, "batch height width"]
+        self, targets: Integer[Array, "batch height width"]
     ) -> Bool[Array, "batch height width"]:
         return (targets != self.unlabelled) & (targets != self.outside)
 

@@ -48,7 +48,7 @@ def kind(config, train, embeddings=EMBEDDINGS, network=NETWORK):
 
 
 def read(config, train):
-    return pretrained(config, kind(config, train).pretrained(config.checkpoints))
+    return pretrained(config, kind(config, train).pretrained(Path(config.checkpoints)))
 
 
 def test_networks_tasks_and_images_are_those_of_the_folder(config):

@@ -9,6 +9,7 @@ from experiments.data.splits import in_memory
 from experiments.parents.tasks import classes
 from experiments.parents.tasks.classes import Classes, ClassSuite, some_classes
 from experiments.parents.text_embeddings import load_class_embeddings
+from zipjax.models import mlp
 
 EMBEDDINGS = np.eye(4, 6, dtype=np.float32)
 
@@ -28,16 +29,23 @@ class Table(nn.Module):
 
 
 TABLE = Table()
+SPEC = mlp.spec(mlp.MLP((2,), 3))  # Evaluation does not read it.
 
 
 def suite_of(made, labels):
     split = split_of(labels)
-    return ClassSuite.of(made, split, split, split, TABLE, None)
+    return ClassSuite.of(made, split, split, split, TABLE, SPEC)
+
+
+def model_of(outputs):
+    table = np.zeros((9, 6), np.float32)
+    table[: len(outputs)] = outputs
+    return {"params": {"table": jnp.asarray(table)}}
 
 
 def scores(made, labels, outputs):
-    model = {"params": {"table": jnp.asarray(outputs)}}
-    return suite_of(made, labels).evaluate(TABLE.apply, model, 2)
+    suite = suite_of(made, labels)
+    return suite.evaluate(TABLE.apply, model_of(outputs), 2)
 
 
 def test_a_task_relabels_its_examples():
@@ -89,7 +97,7 @@ def test_some_of_the_tasks_are_asked_about_their_own_examples():
     made = [some_classes((k,), EMBEDDINGS) for k in range(4)]
     outputs = np.array([[5.0, 0, 0, 9, 0, 0], [0, 2, 0, 3, 0, 0], [3, 0, 1, 9, 0, 0]])
     suite = suite_of(made, [0, 1, 2]).subset([0, 2])
-    model = {"params": {"table": jnp.asarray(outputs)}}
+    model = model_of(outputs)
     assert suite.test.numbers.tolist() == [0, 2]
     assert suite.calibration[0].numbers.tolist() == [0, 2]
     # Class 3 is none of the pair's; of the second example 0 is likelier than 2.
@@ -123,6 +131,7 @@ def test_tasks_that_share_some_labels_are_refused():
 def test_losses_are_cross_entropies_among_the_classes_of_a_task():
     rng = np.random.default_rng(0)
     outputs, targets = rng.normal(size=(9, 6)), rng.normal(size=(5, 6))
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
     labels = [0, 1, 2, 3, 4, 0, 2, 2, 4]
     made = [some_classes(own, targets) for own in ((0, 2, 4), (1, 3))]
     expected = []
@@ -139,8 +148,7 @@ def test_losses_are_cross_entropies_among_the_classes_of_a_task():
                 total = sum(np.exp(v - logits[label]) for v in logits.values())
                 every.append(np.log(total))
         expected.append(np.mean(every))
-    model = {"params": {"table": jnp.asarray(outputs, jnp.float32)}}
-    suite = suite_of(made, labels)
+    model, suite = model_of(outputs), suite_of(made, labels)
     np.testing.assert_allclose(suite.losses(model, 4), expected, rtol=1e-4)
     # The first two examples of all, one for each task.
     some = suite.testing(2).losses(model, 4)
