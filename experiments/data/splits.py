@@ -63,7 +63,7 @@ class Split:
         """Returns the first examples of every class, at most ``count`` of each."""
         classes = np.unique(self.labels)
         first = [np.flatnonzero(self.labels == label)[:count] for label in classes]
-        return self.take(np.concatenate(first))
+        return self.take(np.sort(np.concatenate(first)))
 
     def towards(self, target: str) -> "Split":
         """Returns the same examples with another target: "label", or a dense one."""
