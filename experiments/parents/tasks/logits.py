@@ -128,25 +128,20 @@ def _part(
     """Returns one task's name, its examples, labelled from 0 on, and its objective."""
     folder = config.data_dirs.get(dataset, config.data_dir)
     data = load_dataset(dataset, folder, workers=config.workers, track=track)
-    info = DATASETS[dataset]
-    if info.target != LABEL:
-        if config.examples is not None:
-            data = data.first(config.examples)
-        if info.unlabelled is None:
-            raise ValueError(f"data set {dataset!r} has no value of unlabelled pixels")
-        return name, data, PixelLogits(data.num_classes, info.unlabelled)
-    chosen = np.array(classes if len(classes) else range(data.num_classes))
-    train, test = (_labelled(split, chosen) for split in (data.train, data.test))
-    data = Dataset(train, test, len(chosen))
     if config.examples is not None:
         data = data.first(config.examples)
+    if data.train.target != LABEL:
+        unlabelled = DATASETS[dataset].unlabelled
+        none = int(PixelLogits.outside) if unlabelled is None else unlabelled
+        return name, data, PixelLogits(data.num_classes, none)
+    chosen = np.array(classes if len(classes) else range(data.num_classes))
+    train, test = (_labelled(split, chosen) for split in (data.train, data.test))
     if config.image_size is not None:
         train, test = (
             _resized(split, config.image_size, track, f"resize {name}")
-            for split in (data.train, data.test)
+            for split in (train, test)
         )
-        data = Dataset(train, test, len(chosen))
-    return name, data, Logits(len(chosen))
+    return name, Dataset(train, test, len(chosen)), Logits(len(chosen))
 
 
 def _resized(split: Split, size: int, track: Track, title: str) -> Split:

@@ -11,12 +11,13 @@ SIZES = {"depths": (1, 2), "body": "basic", "width": 1 / 8, "output_stride": 4}
 def test_a_segmenter_and_a_classifier_have_one_backbone():
     head = {"hidden": 5, "rates": (1, 2)}
     segmenter, spec = build("deeplab", {**SIZES, **head}, 7, "mask")
-    classifier, own = build("deeplab", {**SIZES, **head}, 3)
+    found, own = build("deeplab", {**SIZES, **head}, 3)
     wanted = deeplab.DeepLabV3(
         7, (1, 2), resnet.basic, 1 / 8, output_stride=4, hidden=5, rates=(1, 2)
     )
     assert segmenter == wanted
-    assert classifier == resnet.ResNet(3, (1, 2), resnet.basic, 1 / 8, output_stride=4)
+    classifier = resnet.ResNet(3, (1, 2), resnet.basic, 1 / 8, output_stride=4)
+    assert found == classifier
     assert spec == deeplab.spec(wanted)
     assert own == resnet.spec(classifier)
 

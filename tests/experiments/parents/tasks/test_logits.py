@@ -195,7 +195,7 @@ def test_a_trunks_statistics_are_the_chosen_tasks_and_a_heads_its_own(beside):
     ]
     both, alone = (np.asarray(x.trunk["batch_stats/bn1/mean"]) for x in found)
     images, _ = next(beside.tasks[1].train.batches(8))
-    kernel = np.asarray(merged.trunk["params/conv1/kernel"])
+    kernel = jnp.asarray(merged.trunk["params/conv1/kernel"])
     values = jax.lax.conv_general_dilated(
         images, kernel, (2, 2), [(3, 3)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
