@@ -36,11 +36,11 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.own_train.CamVid = training(epochs=40, batch_size=16, flip=True, crop=8)
     config.batch_size = 200
     # All of CamVid's; of CIFAR-10's, which have a twelfth of the pixels, more.
-    config.calibration_images = 2000
-    config.rows = ("average", "permute", "zipit", "mudsc_zip")
-    config.partial_rows = ("zipit", "mudsc_zip")
+    config.calibration_images = 1000
+    config.test_images = 2000
+    config.rows = ("average", "permute", "zipit")
+    config.partial_rows = ("zipit",)
     config.zipit.alpha, config.zipit.beta = 0.3, 1.0
-    config.grid.balance = (0.5,)
     config.plane.points = 0
     config.init = init
     return config
