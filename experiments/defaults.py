@@ -8,7 +8,10 @@ from ml_collections import config_dict
 from experiments.data.datasets import stand_in
 from experiments.methods.rows import PAPERS, one_of_a_kind
 from experiments.parents.architectures import smallest
+from experiments.parents.text_embeddings import CLASSES
 from experiments.parents.train import Config
+
+_SMOKE_SIDE = 32  # Of images of a smoke run, where they would differ in size.
 
 
 def default(title: str, model: str, **network: Any) -> Config:
@@ -47,6 +50,7 @@ def default(title: str, model: str, **network: Any) -> Config:
     # networks are trained.
     config.checkpoints = config_dict.placeholder(str)
     config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
+    config.start = config_dict.placeholder(str)  # A file that trainings start from.
     config.train = training(epochs=60)
     config.finetune = training(epochs=20, learning_rate=5e-4)
 
@@ -88,6 +92,10 @@ def default(title: str, model: str, **network: Any) -> Config:
     # The picture of losses on a plane: points per side (0: no picture), and the number
     # of test images for losses and of calibration images for batch statistics.
     config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
+
+    # Pictures that take longer: "pairs" of units, merged one by one (MuDSC, Figure 1),
+    # and "basins", losses around several zips (MuDSC, Figure 3).
+    config.pictures = ()
 
     # Several processes share the data: "auto" on TPU pods and under Slurm, Open MPI or
     # Kubernetes, or "host:port,count,number" for each of them; None: a single one.
@@ -131,7 +139,11 @@ def shrunk(config: Config) -> Config:
     small = config.copy_and_resolve_references().unlock()
     small.dataset = stand_in(config.dataset)
     small.class_names, small.examples = config.class_names or config.dataset, 2
-    small.checkpoints = None
+    if small.class_names not in CLASSES:
+        small.dataset, small.class_names, small.classes = "noise100", "cifar100", ()
+    small.checkpoints = small.start = None
+    if config.datasets:
+        small.image_size = _SMOKE_SIDE
     small.datasets = tuple(
         (name, stand_in(dataset), tuple(classes)[:4])
         for name, dataset, classes in config.datasets

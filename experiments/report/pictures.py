@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import zipjax
-from experiments.report import accuracy, contours, curves, matched_units
+from experiments.report import accuracy, contours, curves, matched_units, unit_pairs
 from experiments.report.plane import Landscape
 from experiments.report.report import Picture
+from experiments.report.unit_pairs import UnitPairs
 from experiments.results import Result
 
 _MATRICES = 4
@@ -124,4 +125,27 @@ def plane_picture(landscape: Landscape, where: str) -> Picture:
         "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
         f"space of parameters. {where}",
         "Contours of the loss of task A and of task B on a plane of networks",
+    )
+
+
+def basins_picture(landscape: Landscape, where: str) -> Picture:
+    """Draws the tasks' losses around several zips."""
+    return Picture(
+        contours.loss_contours(landscape, mean=True),
+        "Loss on the plane of the two principal components of the networks A and B and "
+        "of their zips, all with their units in A's order (MuDSC, Figure 3): the mean "
+        f"of the tasks, and each of them. {where}",
+        "Contours of the mean loss and of the tasks' losses on a plane of networks",
+    )
+
+
+def pairs_picture(pairs: UnitPairs, where: str) -> Picture:
+    """Draws units that were merged in pairs."""
+    return Picture(
+        unit_pairs.merged_pairs(pairs),
+        "Pairs of units of two networks: how alike their weights and their activations "
+        "are, and, in colour, how much of both is left in the unit that is their mean, "
+        "with all other units merged by Permute (MuDSC, Figure 1). Star: the pair of "
+        f"which most is left. {where}",
+        "Scatter plot of pairs of units by the similarity of weights and activations",
     )
