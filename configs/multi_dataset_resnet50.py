@@ -3,7 +3,8 @@
     tfds build stanford_dogs,oxford_iiit_pet,caltech_birds2011 \
       --file_format=array_record --data_dir=DIR
     python -m experiments.run --config configs/multi_dataset_resnet50.py \
-      --config.data_dir=DIR --config.data_dirs.nabirds=NABIRDS --config.checkpoints=FOLDER
+      --config.data_dir=DIR --config.data_dirs.nabirds=NABIRDS \\
+      --config.checkpoints=FOLDER
 
 NABIRDS is the unpacked folder of NABirds. FOLDER holds ``model_a.safetensors`` to
 ``model_d.safetensors``, torchvision's ResNet-50 with as many outputs as the data set
@@ -17,6 +18,7 @@ Made for an accelerator; ``--config.smoke=True`` runs all of it on noise.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from experiments.defaults import default, training
 from experiments.methods.rows import PAPERS
@@ -31,6 +33,7 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
         ("CUB", "caltech_birds2011", ()),
         ("NAB", "nabirds", ()),
     )
+    config.data_dirs.nabirds = config_dict.placeholder(str)
     config.num_tasks = 4
     config.groups = ("pairs", "all")
     config.seeds = (0,)

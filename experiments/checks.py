@@ -241,7 +241,7 @@ def _dataset_faults(config: Config) -> Iterator[str]:
                 f"{sorted(k for k, x in DATASETS.items() if x.target == LABEL)}"
             )
             continue
-        count = num_classes(dataset, config.data_dirs.get(dataset, config.data_dir))
+        count = num_classes(dataset, config.data_dirs.get(dataset) or config.data_dir)
         strange = [k for k in classes if not _is_whole(k, 0) or k >= count]
         if strange or _twice(classes):
             yield (

@@ -114,7 +114,7 @@ def _part(
     config: Any, track: Track, name: str, dataset: str, classes: Sequence[int]
 ) -> tuple[str, Dataset]:
     """Returns one task's name and examples, labelled from 0 on."""
-    folder = config.data_dirs.get(dataset, config.data_dir)
+    folder = config.data_dirs.get(dataset) or config.data_dir
     data = load_dataset(dataset, folder, workers=config.workers, track=track)
     chosen = np.array(classes if len(classes) else range(data.num_classes))
     train, test = (_labelled(split, chosen) for split in (data.train, data.test))
