@@ -3,7 +3,7 @@
     tfds build stanford_dogs,oxford_iiit_pet,caltech_birds2011 \
       --file_format=array_record --data_dir=DIR
     python -m experiments.run --config configs/multi_dataset_resnet50.py \
-      --config.data_dir=DIR --config.data_dirs.nabirds=NABIRDS \\
+      --config.data_dir=DIR --config.data_dirs.nabirds=NABIRDS \
       --config.checkpoints=FOLDER
 
 NABIRDS is the unpacked folder of NABirds. FOLDER holds ``model_a.safetensors`` to

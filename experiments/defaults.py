@@ -11,7 +11,8 @@ from experiments.parents.architectures import smallest
 from experiments.parents.text_embeddings import CLASSES
 from experiments.parents.train import Config
 
-_SMOKE_SIDE = 32  # Of images of a smoke run, where they would differ in size.
+# Of a smoke run: the side of images that would differ in size, and the most tasks.
+_SMOKE_SIDE, _SMOKE_TASKS = 32, 3
 
 
 def default(title: str, model: str, **network: Any) -> Config:
@@ -141,18 +142,23 @@ def shrunk(config: Config) -> Config:
     small.class_names, small.examples = config.class_names or config.dataset, 2
     if small.class_names not in CLASSES:
         small.dataset, small.class_names, small.classes = "noise100", "cifar100", ()
+        small.text_encoder = "minilm"
     small.checkpoints = small.start = None
     if config.datasets:
-        small.image_size = _SMOKE_SIDE
+        small.image_size, small.num_tasks = _SMOKE_SIDE, len(small.datasets)
     small.datasets = tuple(
         (name, stand_in(dataset), tuple(classes)[:4])
-        for name, dataset, classes in config.datasets
+        for name, dataset, classes in config.datasets[:_SMOKE_TASKS]
     )
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
     small.rows = one_of_a_kind(config.rows, config.partial_rows)
     small.train.epochs = small.finetune.epochs = 1
-    small.cuts = 1
+    # Of heads that are never merged, the last cut is the merge of everything.
+    small.cuts = 2 if config.datasets else 1
+    small.groups = config.groups[:1]
+    if not config.datasets:
+        small.num_tasks = 2
     small.cut_layers = ()
     small.grid.update({name: values[:2] for name, values in config.grid.items()})
     small.plane.points = min(config.plane.points, 2)
