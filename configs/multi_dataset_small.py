@@ -27,7 +27,7 @@ _THINGS = (
 
 
 def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
-    config = default("Four data sets, ResNet-20", "resnet20", width=1.0)
+    config = default("Four data sets, ResNet-20", "resnet20", width=0.5)
     config.tasks = "datasets"
     config.datasets = (
         ("MNIST", "mnist", ()),
@@ -39,7 +39,7 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.num_tasks = 4
     config.groups = ("pairs", "all")
     config.seeds = (0,)
-    config.examples = 1000  # Of a class, at most.
+    config.examples = 800  # Of a class, at most.
     config.train = training(epochs=6, batch_size=128, crop=4)
     config.batch_size = 240
     config.calibration_images = 1000

@@ -170,6 +170,10 @@ RULES: dict[str, Rule] = {
     "partial_cost": _POSITIVE,
     **{f"grid.{name}": _FRACTIONS for name in ("alpha", "beta", "balance")},
     "plane.points": _whole(0),
+    "pictures": Rule(
+        lambda x: _is_sequence(x) and {*x} <= {"pairs", "basins"} and not _twice(x),
+        "must be different names among ['basins', 'pairs'], or ()",
+    ),
     "plane.images": _whole(1),
     "tensorboard": _BOOL,
     "smoke": _BOOL,
@@ -202,7 +206,8 @@ def _class_faults(config: Config) -> Iterator[str]:
             )
     count, tasks = num_classes(config.dataset, config.data_dir), config.num_tasks
     names = config.class_names
-    if names is None and config.dataset not in CLASSES:
+    shipped = config.checkpoints is None and not config.smoke
+    if shipped and names is None and config.dataset not in CLASSES:
         yield (
             "config.class_names = None, but config.dataset = "
             f"{config.dataset!r} has no names of its own: choose among "
@@ -285,7 +290,7 @@ def _dataset_faults(config: Config) -> Iterator[str]:
                     f"{dataset!r} has masks, which are not divided: pass ()"
                 )
             continue
-        count = num_classes(dataset, config.data_dirs.get(dataset, config.data_dir))
+        count = num_classes(dataset, config.data_dirs.get(dataset) or config.data_dir)
         strange = [k for k in classes if not _is_whole(k, 0) or k >= count]
         if strange or _twice(classes):
             yield (
@@ -346,6 +351,11 @@ def _other_faults(config: Config) -> Iterator[str]:
         )
     if config.checkpoints is not None and not config.smoke:
         yield from _checkpoint_faults(config)
+    if config.start is not None and not Path(config.start).is_file():
+        yield (
+            f"config.start = {config.start!r} does not exist: pass the file that "
+            "networks start from, or None"
+        )
     if config.tensorboard and importlib.util.find_spec("tensorflow") is None:
         yield (
             "config.tensorboard = True needs TensorFlow, which is not installed: "

@@ -10,7 +10,11 @@ from experiments.data.datasets import DATASETS, stand_in
 from experiments.data.splits import LABEL
 from experiments.methods.rows import PAPERS, one_of_a_kind
 from experiments.parents.architectures import smallest
+from experiments.parents.text_embeddings import CLASSES
 from experiments.parents.train import Config
+
+# Of a smoke run: the side of images that would differ in size, and the most tasks.
+_SMOKE_SIDE, _SMOKE_TASKS = 32, 3
 
 
 def default(title: str, model: str, **network: Any) -> Config:
@@ -51,6 +55,7 @@ def default(title: str, model: str, **network: Any) -> Config:
     # networks are trained.
     config.checkpoints = config_dict.placeholder(str)
     config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
+    config.start = config_dict.placeholder(str)  # A file that trainings start from.
     config.train = training(epochs=60)
     config.finetune = training(epochs=20, learning_rate=5e-4)
 
@@ -96,6 +101,10 @@ def default(title: str, model: str, **network: Any) -> Config:
     # of test images for losses and of calibration images for batch statistics.
     config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
 
+    # Pictures that take longer: "pairs" of units, merged one by one (MuDSC, Figure 1),
+    # and "basins", losses around several zips (MuDSC, Figure 3).
+    config.pictures = ()
+
     # Several processes share the data: "auto" on TPU pods and under Slurm, Open MPI or
     # Kubernetes, or "host:port,count,number" for each of them; None: a single one.
     config.distributed = config_dict.placeholder(str)
@@ -138,17 +147,26 @@ def shrunk(config: Config) -> Config:
     small = config.copy_and_resolve_references().unlock()
     small.dataset = stand_in(config.dataset)
     small.class_names, small.examples = config.class_names or config.dataset, 2
-    small.checkpoints = None
+    if small.class_names not in CLASSES:
+        small.dataset, small.class_names, small.classes = "noise100", "cifar100", ()
+        small.text_encoder = "minilm"
+    small.checkpoints = small.start = None
+    if config.datasets:
+        small.image_size, small.num_tasks = _SMOKE_SIDE, len(small.datasets)
     small.datasets = tuple(
         (name, stand_in(dataset), _few(dataset, classes))
-        for name, dataset, classes in config.datasets
+        for name, dataset, classes in config.datasets[:_SMOKE_TASKS]
     )
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
     small.rows = one_of_a_kind(config.rows, config.partial_rows)
     for recipe in (small.train, small.finetune, *small.own_train.values()):
         recipe.epochs = 1
-    small.cuts = 1
+    # Of heads that are never merged, the last cut is the merge of everything.
+    small.cuts = 2 if config.datasets else 1
+    small.groups = config.groups[:1]
+    if not config.datasets:
+        small.num_tasks = 2
     small.cut_layers = ()
     small.grid.update({name: values[:2] for name, values in config.grid.items()})
     small.plane.points = min(config.plane.points, 2)

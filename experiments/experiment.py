@@ -19,13 +19,14 @@ from experiments.fingerprints import code_digest, versions
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import METHODS, Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
+from experiments.methods.unit_pairs import unit_pairs
 from experiments.parents import cache
 from experiments.parents.tasks.kinds import KINDS
 from experiments.parents.tasks.suite import Drawable, Suite
 from experiments.parents.train import Config, Variables
 from experiments.parents.trained import Parents, Trainer, keys_of, pretrained
 from experiments.report import pictures, report
-from experiments.report.plane import Landscape, corners
+from experiments.report.plane import Landscape, Plane, corners
 from experiments.report.tables import make_tables, print_table
 from experiments.results import AS_TRAINED, ENSEMBLE, Result
 from zipjax.positions import Positions
@@ -37,6 +38,7 @@ _NOTES = {
     "finetuned": "All networks were fine-tuned from one that had been trained on all "
     "classes, each on its own task, and merged without further training.",
 }
+_EVEN = 0.5  # MuDSC's balance of weights and activations in pictures.
 _CALIBRATION = (
     "Scores are on test images. Moments, batch statistics and refits come from "
     "training images without labels; settings are searched with labels of these."
@@ -305,9 +307,22 @@ class Experiment:
         plain = {p: x for p, x in assignments.items() if suite.spec.is_plain(p)}
         where, number = f"Networks: {setting.parents.name}.", len(setting.models)
         drawn = pictures.match_pictures(plain, setting.moments, number, where)
-        if landscape := self.landscape(setting, assignments):
+        drawn += self.predictions(setting, where)
+        if number != 2:
+            return drawn
+        if landscape := self.landscape(setting, {"ZipIt!": assignments}):
             drawn.append(pictures.plane_picture(landscape, where))
-        return drawn + self.predictions(setting, where)
+        if "basins" in self.config.pictures:
+            zips = {"ZipIt!": assignments, **self.other_zips(setting)}
+            if landscape := self.landscape(setting, zips):
+                drawn.append(pictures.basins_picture(landscape, where))
+        if "pairs" in self.config.pictures:
+            images = self.config.plane.images
+            title = f"{setting.parents.name}: merge units in pairs"
+            track = functools.partial(self.track, title=title)
+            if pairs := unit_pairs(setting, self.runner, images, track):
+                drawn.append(pictures.pairs_picture(pairs, where))
+        return drawn
 
     def predictions(self, setting: Setting, where: str) -> list[report.Picture]:
         """Draws what networks and their zips predict, if that can be drawn."""
@@ -335,13 +350,32 @@ class Experiment:
         ]
         return {candidate.name: candidate.make(key) for candidate in candidates}
 
-    def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
-        """Measures losses on the plane through two networks and their zip, if any."""
-        points = self.config.plane.points
-        suite = setting.suite
-        if not points or len(setting.models) != 2 or not suite.shares_outputs:
+    def other_zips(self, setting: Setting) -> dict[str, Any]:
+        """Returns the assignments of zips by weights, and by both, by name."""
+        options = dict(self.config.zipit)
+        recipes = {
+            "W. Zip": zipjax.weight_zip(**options),
+            "MuDSC-Zip": zipjax.mudsc(_EVEN, **options),
+        }
+        key = next(iter(setting.parents.keys.values()))
+        return {
+            name: zipjax.match(
+                setting.models,
+                setting.suite.specs,
+                recipe,
+                moments=setting.moments,
+                key=key,
+            )
+            for name, recipe in recipes.items()
+        }
+
+    def landscape(self, setting: Setting, zips: dict[str, Any]) -> Landscape | None:
+        """Measures losses on the plane of two networks and their zips, if any."""
+        points, suite = self.config.plane.points, setting.suite
+        if not points or not suite.shares_outputs:
             return None
-        through = corners(setting.models, suite.spec, setting.moments, zipped)
+        through = corners(setting.models, suite.spec, setting.moments, *zips.values())
+        lay = Plane.through if len(zips) == 1 else Plane.close_to
         images = self.config.plane.images
         tested = suite.testing(images).calibrating(images)
 
@@ -352,7 +386,8 @@ class Experiment:
 
         title = f"{setting.parents.name}: losses on a plane"
         track = functools.partial(self.track, title=title)
-        return Landscape.of(through, losses, points, track)
+        names = ("A", "B, permuted", *zips)
+        return Landscape.of(lay(through), losses, points, track, names)
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""

@@ -64,10 +64,24 @@ def _resnet_spec(
     return resnet.spec(network)
 
 
+def _resnet50(
+    outputs: int,
+    *,
+    depths: tuple[int, ...] = (3, 4, 6, 3),
+    width: float = 1.0,
+    groups: int | None = None,
+) -> resnet.ResNet:
+    """Makes a ResNet-50, or one of the same blocks with other depths."""
+    return resnet.ResNet(outputs, depths, width=width, groups=groups)
+
+
 ARCHITECTURES = {
     "mlp": Architecture(mlp.MLP, mlp.spec, {"hidden": (8, 8)}),
     "resnet20": Architecture(
         resnet.ResNet20, resnet.spec, {"width": 0.25, "groups": 2, "blocks": 1}
+    ),
+    "resnet50": Architecture(
+        _resnet50, resnet.spec, {"depths": (1, 1), "width": 1 / 16, "groups": 2}
     ),
     "vit": Architecture(vit.ViT, vit.spec, {"width": 8, "depth": 1, "heads": 2}),
     "swin": Architecture(

@@ -1,6 +1,7 @@
 """The networks that are merged: trained here, or read from a folder of checkpoints."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from experiments.parents.train import Config, Variables, WriteScalars
 from experiments.results import letter
 from zipjax import hosts
 from zipjax.evaluation import LOGIT_SCALE
-from zipjax.interop.torch import load_state_dict, to_flax
+from zipjax.interop.torch import from_flax, load_state_dict, to_flax
 from zipjax.trees import nested, path_leaves
 
 
@@ -80,22 +81,29 @@ class Trainer:
         config = self.config
         split_key, *keys, start_key, merge_key = keys_of(config, seed)
         suite = self.kind.suite(split_key)
-        start, recipes = (
-            None,
-            [config.own_train.get(task.name, config.train) for task in suite.tasks],
-        )
+        start = functools.partial(self.given, key=start_key)
+        recipes = [
+            config.own_train.get(task.name, config.train) for task in suite.tasks
+        ]
         if config.init == "finetuned":
             every = self.kind.everything()
-            start = self.trained(f"seed{seed}_start", every, start_key, config.train)
+            name = f"seed{seed}_start"
+            common = self.trained(name, every, start_key, config.train, start(every))
+            start = lambda task: common  # noqa: E731
             recipes = [config.finetune] * len(suite.tasks)
+        letters = [letter(number) for number in range(len(suite.tasks))]
         models = [
-            self.trained(f"seed{seed}_{letter(number)}", task, key, recipe, start)
-            for number, (task, key, recipe) in enumerate(
-                zip(suite.tasks, keys, recipes, strict=True)
+            self.trained(f"seed{seed}_{own}", task, key, recipe, start(task))
+            for own, task, key, recipe in zip(
+                letters, suite.tasks, keys, recipes, strict=True
             )
         ]
-        letters = [letter(number) for number in range(len(models))]
         return Parents(f"seed{seed}", suite, models, letters, {seed: merge_key})
+
+    def given(self, task: Task, key: jax.Array) -> Variables | None:
+        """Returns what a task's network starts from, if the config names a file."""
+        path = self.config.start
+        return None if path is None else started(Path(path), task, key)
 
     def trained(
         self,
@@ -167,6 +175,30 @@ def pretrained(config: Config, suite: Suite) -> Parents:
     ]
     keys = {seed: jax.random.key(seed) for seed in config.seeds}
     return Parents(folder.name, suite, models, letters, keys)
+
+
+def started(path: Path, task: Task, key: jax.Array) -> Variables:
+    """Reads what networks start from: a file of PyTorch's, which may lack the head.
+
+    Args:
+      path: the file.
+      task: the task of one of the networks.
+      key: PRNG key of what the file lacks.
+
+    Raises:
+      ValueError: if the file has none of the network's parameters, or others.
+      OSError: if it cannot be read.
+    """
+    example, _ = next(task.train.batches(1))
+    drawn = from_flax(task.network, dict(task.network.init(key, example)))
+    found = load_state_dict(path)
+    if not set(found) & set(drawn):
+        raise ValueError(
+            f"config.start = {str(path)!r} has the parameters {sorted(found)[:3]} and "
+            f"so on, but the network's are {sorted(drawn)[:3]} and so on: pass a file "
+            "of this network"
+        )
+    return to_flax(task.network, {**drawn, **found})
 
 
 def keys_of(config: Config, seed: int) -> jax.Array:

@@ -10,20 +10,24 @@ from experiments.report.plane import Landscape
 from experiments.report.style import WIDTH
 from experiments.results import letter
 
-_CORNERS = ("A", "B, permuted", "ZipIt!")
 _LEAST_LOSS = 1e-3  # Lower losses are drawn as this one.
 
 
-def loss_contours(landscape: Landscape) -> Figure:
-    """Draws every task's loss on a plane through two networks and their zip.
+def loss_contours(landscape: Landscape, *, mean: bool = False) -> Figure:
+    """Draws every task's loss on a plane of networks.
 
     Args:
       landscape: the losses.
+      mean: whether to draw the tasks' mean loss, too.
 
     Returns:
       The figure, one panel per task, all with the same logarithmic colours.
     """
     losses = np.maximum(landscape.losses, _LEAST_LOSS)
+    titles = [f"Loss of task {letter(number)}" for number in range(len(losses))]
+    if mean:
+        losses = np.concatenate([losses.mean(0, keepdims=True), losses])
+        titles.insert(0, "Mean loss")
     levels = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), 15)
     # As high as equal scales make the panels, with room for titles and colours.
     ratio = np.ptp(landscape.y) / np.ptp(landscape.x)
@@ -35,9 +39,9 @@ def loss_contours(landscape: Landscape) -> Figure:
         axes.contourf(landscape.x, landscape.y, task, levels, **style)
         for axes, task in zip(panels, losses, strict=True)
     ]
-    for number, axes in enumerate(panels):
-        _mark_corners(axes, landscape.corners)
-        axes.set(title=f"Loss of task {letter(number)}", aspect="equal")
+    for title, axes in zip(titles, panels, strict=True):
+        _mark_networks(axes, landscape)
+        axes.set(title=title, aspect="equal")
     bar = figure.colorbar(shades[0], ax=panels, location="bottom", aspect=40)
     bar.set_label("cross-entropy")
     bar.set_ticks(levels[::2], labels=[f"{level:.2g}" for level in levels[::2]])
@@ -45,14 +49,16 @@ def loss_contours(landscape: Landscape) -> Figure:
     return figure
 
 
-def _mark_corners(axes: Axes, corners: np.ndarray) -> None:
-    """Marks and names model A, permuted model B and their zip."""
+def _mark_networks(axes: Axes, landscape: Landscape) -> None:
+    """Marks and names the two networks and their zips."""
     outline = [withStroke(linewidth=2.5, foreground="white")]
+    corners = landscape.corners
     axes.plot(*corners[:2].T, color="black", ls="--", lw=1)
     axes.plot(*corners.T, "o", color="black", mec="white", ms=6)
-    # The zip's name goes above its point, the others' below theirs, where it is empty.
-    styles = ((-9, "top"), (-9, "top"), (9, "bottom"))
-    for name, place, (shift, va) in zip(_CORNERS, corners, styles, strict=True):
+    middle = corners[:, 1].mean()
+    for name, place in zip(landscape.names, corners, strict=True):
+        # Names go to the side where there are fewer networks.
+        shift, va = (9, "bottom") if place[1] > middle else (-9, "top")
         axes.annotate(
             name,
             place,

@@ -6,9 +6,17 @@ import numpy as np
 
 import zipjax
 from experiments.parents.tasks.suite import Drawable, Forward, Task
-from experiments.report import accuracy, contours, curves, matched_units, predictions
+from experiments.report import (
+    accuracy,
+    contours,
+    curves,
+    matched_units,
+    predictions,
+    unit_pairs,
+)
 from experiments.report.plane import Landscape
 from experiments.report.report import Picture
+from experiments.report.unit_pairs import UnitPairs
 from experiments.results import Result
 
 _MATRICES = 4
@@ -151,4 +159,27 @@ def prediction_picture(
         f"{task.name}: test images spread over the data set, the truth, and what the "
         f"network of this task and merged networks predict. {where}",
         f"Images of {task.name} with the truth and predictions",
+    )
+
+
+def basins_picture(landscape: Landscape, where: str) -> Picture:
+    """Draws the tasks' losses around several zips."""
+    return Picture(
+        contours.loss_contours(landscape, mean=True),
+        "Loss on the plane of the two principal components of the networks A and B and "
+        "of their zips, all with their units in A's order (MuDSC, Figure 3): the mean "
+        f"of the tasks, and each of them. {where}",
+        "Contours of the mean loss and of the tasks' losses on a plane of networks",
+    )
+
+
+def pairs_picture(pairs: UnitPairs, where: str) -> Picture:
+    """Draws units that were merged in pairs."""
+    return Picture(
+        unit_pairs.merged_pairs(pairs),
+        "Pairs of units of two networks: how alike their weights and their activations "
+        "are, and, in colour, how much of both is left in the unit that is their mean, "
+        "with all other units merged by Permute (MuDSC, Figure 1). Star: the pair of "
+        f"which most is left. {where}",
+        "Scatter plot of pairs of units by the similarity of weights and activations",
     )

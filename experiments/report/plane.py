@@ -1,8 +1,10 @@
-"""The plane through two networks and their zip, and the tasks' losses on it.
+"""Planes through networks and their merges, and the tasks' losses on them.
 
-ZipIt!, Figure 2. The plane goes through model A, model B with its units in A's order
+ZipIt!, Figure 2: the plane goes through model A, model B with its units in A's order
 (Permute), and the zipped network, whose merged units are put in A's order too: the
 numbers of merged units are arbitrary, and would only move the zip away from the others.
+MuDSC, Figure 3: the plane of the principal components of A, B and several zips, which
+lie close to it.
 """
 
 import dataclasses
@@ -27,12 +29,13 @@ class Plane:
     Attributes:
       model: the network at (0, 0), whose other variables all points share.
       axes: the plane's orthonormal axes ``[2, parameters]``.
-      corners: coordinates of the networks that span it ``[3, 2]``.
+      corners: coordinates of the networks that it was laid through, or close to
+        ``[networks, 2]``.
     """
 
     model: Variables
     axes: Float[np.ndarray, "2 parameters"]
-    corners: Float[np.ndarray, "3 2"]
+    corners: Float[np.ndarray, "networks 2"]
 
     @classmethod
     def through(cls, corners: Sequence[Variables]) -> "Plane | None":
@@ -52,6 +55,21 @@ class Plane:
         places = np.array([[0, 0], [width, 0], [along, height]])
         return cls(corners[0], np.stack([first, rest / height]), places)
 
+    @classmethod
+    def close_to(cls, networks: Sequence[Variables]) -> "Plane | None":
+        """Lays the plane of the two principal components of networks.
+
+        The first network is the origin; others lie where they are projected to. None if
+        they lie on a line.
+        """
+        flat = np.stack(list(map(_flat, networks)))
+        _, sizes, axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+        if sizes[1] <= _FLAT * sizes[0]:
+            return None
+        # The second network to the right of the first one.
+        axes = axes[:2] * np.sign(axes[:2] @ (flat[1] - flat[0]))[:, None]
+        return cls(networks[0], axes, (flat - flat[0]) @ axes.T)
+
     def at(self, x: float, y: float) -> Variables:
         """Returns the network at a point."""
         params = _unflat(_flat(self.model) + [x, y] @ self.axes, self.model["params"])
@@ -59,7 +77,7 @@ class Plane:
 
     def grid(self, points: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the coordinates ``[points]`` of a grid around the corners."""
-        margin = _MARGIN * self.corners[1, 0]
+        margin = _MARGIN * np.ptp(self.corners[:, 0])
         low, high = self.corners.min(0) - margin, self.corners.max(0) + margin
         x, y = np.linspace(low, high, points).T
         return x, y
@@ -73,63 +91,68 @@ class Landscape:
       x: coordinates of the columns.
       y: coordinates of the rows.
       losses: of every task at every point.
-      corners: coordinates of A, of B and of the zip ``[3, 2]``.
+      corners: coordinates of the networks ``[networks, 2]``.
+      names: theirs; A, B and the zip by default.
     """
 
     x: Float[np.ndarray, "columns"]
     y: Float[np.ndarray, "rows"]
     losses: Float[np.ndarray, "tasks rows columns"]
-    corners: Float[np.ndarray, "3 2"]
+    corners: Float[np.ndarray, "networks 2"]
+    names: tuple[str, ...] = ("A", "B, permuted", "ZipIt!")
 
     @classmethod
     def of(
         cls,
-        corners: Sequence[Variables],
+        plane: Plane | None,
         losses: Callable[[Variables], np.ndarray],
         points: int,
         track: Callable[[Iterable], Iterable] = iter,
+        names: tuple[str, ...] = names,
     ) -> "Landscape | None":
-        """Measures losses on the plane through A, B and the zip.
+        """Measures losses on a plane.
 
         Args:
-          corners: these networks.
+          plane: the plane; None if there is none.
           losses: returns the losses ``[tasks]`` of a network.
           points: number of points of the grid, per side.
           track: wraps the points in a progress bar.
+          names: those of the plane's networks.
 
         Returns:
-          The losses; None if the networks lie on a line, as they do when a zip only
+          The losses; None if there is no plane: networks lie on a line when a zip only
           permutes.
         """
-        plane = Plane.through(corners)
         if plane is None:
             return None
         x, y = plane.grid(points)
         places = [(column, row) for row in y for column in x]
         found = np.array([losses(plane.at(*place)) for place in track(places)])
-        return cls(x, y, found.T.reshape(-1, points, points), plane.corners)
+        return cls(x, y, found.T.reshape(-1, points, points), plane.corners, names)
 
 
 def corners(
     models: Sequence[Variables],
     spec: zipjax.PermutationSpec,
     moments: Mapping[str, zipjax.Moments],
-    zipped: Mapping[str, np.ndarray],
+    *zips: Mapping[str, np.ndarray],
 ) -> list[Variables]:
-    """Returns model A, B with its units in A's order, and the zip in A's order.
+    """Returns model A, B with its units in A's order, and zips in A's order.
 
     Args:
       models: A and B.
       spec: their permutation spec.
       moments: of both.
-      zipped: assignments ``[*groups, N*n]`` of a zip of all layers that keeps widths.
+      *zips: assignments ``[*groups, N*n]`` of zips of all layers that keep widths.
     """
     aligned = zipjax.match(models, spec, zipjax.permute(), moments=moments)
-    ordered = {perm: in_order(zipped[perm], aligned[perm]) for perm in aligned}
     # With all the weight, B only has the order of its units changed.
     permuted = zipjax.merge_units(models, spec, aligned, weights=(0, 1))
-    merged = zipjax.merge_units(models, spec, ordered)
-    return [models[0], permuted.params(), merged.params()]
+    found = [models[0], permuted.params()]
+    for zipped in zips:
+        ordered = {perm: in_order(zipped[perm], aligned[perm]) for perm in aligned}
+        found.append(zipjax.merge_units(models, spec, ordered).params())
+    return found
 
 
 def in_order(

@@ -153,7 +153,7 @@ def test_every_field_with_a_rule_exists_and_its_default_fits():
     fields = {name.split(".")[0] for name in RULES}
     # Text for people, a folder, sizes and classes that are checked together.
     free = {"title", "data_dir", "checkpoints", "network", "classes", "distributed"}
-    free |= {"datasets", "data_dirs"}
+    free |= {"datasets", "data_dirs", "start"}
     assert set(config) == fields | free
 
 
@@ -305,13 +305,14 @@ CHANGES = {
         "grid.beta": (0.7,),
         "grid.balance": (0.7,),
         "plane.points": 3,
+        "pictures": ("pairs",),
         "plane.images": 70,
     },
 }
 # These need packages, files, other processes or tasks with images of their own, or
 # replace all of the config.
 UNTRIED = {
-    *("text_encoder", "checkpoints", "distributed", "tensorboard", "smoke"),
+    *("text_encoder", "checkpoints", "start", "distributed", "tensorboard", "smoke"),
     "calibration_tasks",
 }
 FINE = [f"finetune.{name}" for name in config_of().finetune]

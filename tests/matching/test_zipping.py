@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from zipjax.matching.inputs import symmetric_copy
+from zipjax.matching.inputs import asymmetry, symmetric_copy
 from zipjax.matching.zip_rules import AcrossModels, most_pairs
 from zipjax.matching.zipping import match_zip
 
@@ -245,6 +245,22 @@ def test_zip_is_a_full_rescan_on_larger_matrices(alpha, shift, steps):
         expected = RescanningZip(similarity, 3, alpha, 0.5, 20).run()
         assignment = match_zip(similarity, 3, alpha=alpha, beta=0.5, num_units=20)
         assert partition(assignment) == expected
+
+
+@pytest.mark.parametrize(("num_models", "units"), [(2, 4), (3, 2)])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_zip_is_a_full_rescan_where_most_pairs_tie(num_models, units, alpha, beta):
+    least = smallest_reachable(num_models, units, alpha, beta)
+    for seed in range(20):
+        similarity = np.round(random_similarity(seed, num_models * units) * 3) / 3
+        # Merged units that alpha raises are better than what was the best before.
+        similarity -= seed % 3 / 2
+        case = similarity, num_models, alpha, beta, least
+        assignment = match_zip(
+            similarity, num_models, alpha=alpha, beta=beta, num_units=least
+        )
+        assert partition(assignment) == RescanningZip(*case).run()
 
 
 @pytest.mark.parametrize(
@@ -483,6 +499,16 @@ def test_a_symmetric_copy_is_the_mean_with_the_transpose(size):
     np.testing.assert_array_equal(
         symmetric_copy(similarity), (similarity + similarity.T) / 2
     )
+
+
+@pytest.mark.parametrize("place", [(0, 1), (5, 299), (299, 140), (131, 130)])
+def test_asymmetry_is_the_largest_difference_of_mirrored_entries(place):
+    matrices = np.stack([random_similarity(4, 300), random_similarity(5, 300)])
+    assert asymmetry(matrices) == 0
+    matrices[1][place] += 0.25
+    assert asymmetry(matrices) == pytest.approx(0.25)
+    matrices[0][place] = np.nan
+    assert np.isnan(asymmetry(matrices))
 
 
 def test_zip_takes_a_matrix_that_is_symmetric_up_to_rounding():

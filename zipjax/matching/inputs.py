@@ -1,9 +1,10 @@
 """Checks that the matchers share."""
 
+import itertools
 import operator
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from numpy.typing import ArrayLike
 
 # Float32 sums taken in two orders differ by far less; a one-sided matrix by far more.
@@ -80,6 +81,23 @@ def check_similarity(
     return matrix, units
 
 
+def asymmetry(matrix: Float[np.ndarray, "*elements units units"]) -> float:
+    """Returns how much a matrix differs from its transpose at most.
+
+    Args:
+      matrix: one matrix or several.
+
+    Returns:
+      The largest difference of two mirrored entries; NaN if one is NaN.
+    """
+    tiles, gaps = range(0, matrix.shape[-1], _TILE), [0.0]
+    for i, j in itertools.combinations_with_replacement(tiles, 2):
+        rows, columns = slice(i, i + _TILE), slice(j, j + _TILE)
+        mirrored = matrix[..., columns, rows].copy().swapaxes(-1, -2)
+        gaps.append(np.abs(matrix[..., rows, columns] - mirrored).max())
+    return float(np.max(gaps))
+
+
 def symmetric_copy(
     matrix: Float64[np.ndarray, "units units"], *, overwrite: bool = False
 ) -> Float64[np.ndarray, "units units"]:
@@ -95,27 +113,26 @@ def symmetric_copy(
     Raises:
       ValueError: if it is not symmetric up to rounding.
     """
-    size = len(matrix)
-    copy = matrix
-    if not (overwrite and matrix.flags.writeable):
-        # Padded: writing to columns is slow if rows are a power of two apart.
-        copy = np.empty((size, size + _PADDING))[:, :size]
-    gap = 0.0
-    for i in range(0, size, _TILE):
-        rows = slice(i, i + _TILE)
-        for j in range(i, size, _TILE):
-            columns = slice(j, j + _TILE)
-            mirrored = matrix[columns, rows].copy().T
-            gap = max(gap, float(np.abs(matrix[rows, columns] - mirrored).max()))
-            copy[rows, columns] = (matrix[rows, columns] + mirrored) * 0.5
-            copy[columns, rows] = copy[rows, columns].T
-    scale = float(max(matrix.max(), -matrix.min()))
+    size, gap = len(matrix), asymmetry(matrix)
+    scale = float(max(matrix.max(), -matrix.min())) if gap else 0.0
     if gap > _SYMMETRY_TOLERANCE * scale:
         raise ValueError(
             f"similarity and its transpose differ by up to {gap:.3g} (its largest "
             f"entry is {scale:.3g}), but a symmetric matrix is needed: pass "
             "(similarity + similarity.T) / 2"
         )
+    if overwrite and matrix.flags.writeable:
+        copy = matrix
+    else:
+        # Padded: reading columns is slow if rows are a power of two apart.
+        copy = np.empty((size, size + _PADDING))[:, :size]
+        copy[:] = matrix
+    for i in range(0, size if gap else 0, _TILE):
+        rows = slice(i, i + _TILE)
+        for j in range(i, size, _TILE):
+            columns = slice(j, j + _TILE)
+            copy[rows, columns] = (copy[rows, columns] + copy[columns, rows].T) * 0.5
+            copy[columns, rows] = copy[rows, columns].T
     return copy
 
 

@@ -178,83 +178,95 @@ def _open_pairs(
 
     The similarity, which is that before all merges, is written to.
     """
-    current = similarity
+    pairs = _Pairs(similarity)
     for i, j in merges:
-        _store(current, i, j, _merged_row(current, i, j, alpha))
+        pairs.merge(i, j, alpha)
     present: list[Kind] = sorted(set(kinds) - {0})
     for a in present:
         refused = [b for b in present if not rule.admits(a, b)]
         if refused:
-            current[np.ix_(kinds == a, np.isin(kinds, refused))] = -np.inf
-    return _Pairs(current)
-
-
-def _merged_row(matrix: _Matrix, i: int, j: int, alpha: float) -> _Vector:
-    """Returns the similarity of all units with the merged unit of i and j."""
-    if alpha == 0.0:
-        return np.full(len(matrix), -np.inf)
-    row = np.minimum(matrix[i], matrix[j]) * alpha
-    row[[i, j]] = -np.inf
-    return row
-
-
-def _store(matrix: _Matrix, i: int, j: int, row: _Vector) -> None:
-    """Writes the merged unit's similarities in i's place and forbids j."""
-    matrix[i] = matrix[:, i] = row
-    matrix[j] = matrix[:, j] = -np.inf
+            pairs.forbid(kinds == a, np.isin(kinds, refused))
+    return pairs
 
 
 class _Pairs:
     """Pairs of units with their similarities; forbidden pairs have -inf.
 
     Every row's best entry is kept, so that a merge costs a few rows instead of the
-    whole matrix. The rows of units that are gone stay in place: ties are broken as in a
-    matrix from which these rows were removed.
+    whole matrix. Where a row loses it, its value stays as an upper bound: the row is
+    searched again only once no other row has a larger one. A merge writes the merged
+    unit's row, but no columns, whose entries lie far apart in memory: a row takes them
+    over when it is next read. The rows of units that are gone stay in place: ties are
+    broken as in a matrix from which these rows were removed.
 
     Attributes:
-      matrix: ``[N*n, N*n]`` similarities, symmetric.
-      value: each row's largest entry.
-      column: the first column that holds it; -1 in a row of forbidden pairs only.
+      matrix: ``[N*n, N*n]`` similarities, symmetric where all rows are up to date.
+      value: each row's largest entry, or an upper bound.
+      column: the first column that holds it; -1 if the value may be above all entries.
+      merged: ``[2, N*n]``, both units of every merge so far, the one that is gone last.
+      count: number of merges so far.
+      taken: how many of the merges each row has taken over.
     """
 
     def __init__(self, matrix: _Matrix):
         np.fill_diagonal(matrix, -np.inf)
         self.matrix = matrix
-        self.value = np.empty(len(matrix))
-        self.column = np.empty(len(matrix), dtype=np.int64)
-        self._rescan(slice(None))
+        self.column = matrix.argmax(axis=1)
+        self.value = matrix[np.arange(len(matrix)), self.column]
+        self.merged = np.empty((2, len(matrix)), dtype=np.int64)
+        self.count = 0
+        self.taken = np.zeros(len(matrix), dtype=np.int64)
 
     def best(self) -> tuple[int, int] | None:
         """Returns the first of the most similar pairs, lower unit first, if any."""
-        i = int(self.value.argmax())
-        j = int(self.column[i])
-        return None if j < 0 else (i, j)
+        while True:
+            i = int(self.value.argmax())
+            if self.value[i] == -np.inf:
+                return None
+            if self.column[i] >= 0:
+                return i, int(self.column[i])
+            self._search(i, self._row(i))
 
     def merge(self, i: int, j: int, alpha: float) -> None:
         """Merges unit j into unit i."""
-        row = _merged_row(self.matrix, i, j, alpha)
-        _store(self.matrix, i, j, row)
+        if alpha == 0.0:
+            row = np.full(len(self.matrix), -np.inf)
+        else:
+            row = np.minimum(self._row(i), self._row(j)) * alpha
+        row[[i, j]] = -np.inf
+        self.matrix[i] = row
+        self.merged[:, self.count] = i, j
+        self.count += 1
+        self.taken[i] = self.count
         self.value[j], self.column[j] = -np.inf, -1
         # alpha raises negative entries, so a merge may give a row a new best entry.
         gains = (row > self.value) | ((row == self.value) & (i <= self.column))
-        loses = ((self.column == i) | (self.column == j)) & ~gains
+        self.column[(self.column == i) | (self.column == j)] = -1
         self.value[gains], self.column[gains] = row[gains], i
-        self._rescan(np.flatnonzero(loses))
+        self._search(i, row)
 
     def forbid(self, some: _Mask, others: _Mask) -> None:
         """Forbids all pairs of a unit of the first set with one of the second."""
         self.matrix[np.ix_(some, others)] = -np.inf
         self.matrix[np.ix_(others, some)] = -np.inf
-        # Column -1 reads the last unit's mask: a needless rescan at worst.
+        # Column -1 reads the last unit's mask and stays what it is.
         stale = (some & others[self.column]) | (others & some[self.column])
-        self._rescan(np.flatnonzero(stale))
+        self.column[stale] = -1
 
-    def _rescan(self, rows: slice | Int64[np.ndarray, " rows"]) -> None:
-        entries = self.matrix[rows]
-        column = entries.argmax(axis=1)
-        value = np.take_along_axis(entries, column[:, None], axis=1)[:, 0]
-        self.value[rows] = value
-        self.column[rows] = np.where(np.isneginf(value), -1, column)
+    def _search(self, i: int, row: _Vector) -> None:
+        """Finds a row's best entry."""
+        self.column[i] = row.argmax()
+        self.value[i] = row[self.column[i]]
+
+    def _row(self, i: int) -> _Vector:
+        """Returns a row, after taking over the merges since it was last read."""
+        since = slice(self.taken[i], self.count)
+        merged, gone = self.merged[:, since]
+        row = self.matrix[i]
+        row[merged] = self.matrix[:, i][merged]
+        row[gone] = -np.inf
+        self.taken[i] = self.count
+        return row
 
 
 def _assignment(

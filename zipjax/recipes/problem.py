@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 
 from zipjax.arguments import check_kind, check_values
 from zipjax.matching.grouped import Nest, match_nest
+from zipjax.matching.inputs import asymmetry
 from zipjax.merging.matrices import merged_units
 from zipjax.merging.networks import Networks
 from zipjax.recipes.ascent import Assigned
@@ -31,8 +32,8 @@ from zipjax.trees import check_same_keys, is_weight, running_stats
 # Perms without activations are matched again after each other at most this often.
 _SWEEPS = 10
 
-# Rows of two similarities that are blended at once, so that they stay in the cache.
-_TILE = 64
+# Entries that are blended at once: few, since large temporary arrays cost page faults.
+_ENTRIES = 2**15
 
 # Relative to the largest second moment, so much asymmetry may come from rounding.
 _ROUNDING = 1e-3
@@ -351,8 +352,9 @@ def _blend(
 ) -> Float64[np.ndarray, "units units"]:
     """Returns the sum of similarities by their factors."""
     blended = np.empty(parts[0][1].shape)
-    for first in range(0, len(blended), _TILE):
-        rows = slice(first, first + _TILE)
+    step = max(1, _ENTRIES // len(blended))
+    for first in range(0, len(blended), step):
+        rows = slice(first, first + step)
         blended[rows] = sum(factor * x[rows].astype(np.float64) for factor, x in parts)
     return blended
 
@@ -456,15 +458,12 @@ def _check_second_moments(perm: str, moment: Moments, elements: int) -> None:
             "which sums squares: collect the moments again, or build them with "
             "zipjax.Moments.of(samples)"
         )
-    for first in range(0, m2.shape[-1], _TILE):
-        own = slice(first, first + _TILE)
-        gap = np.abs(m2[:, own] - np.swapaxes(m2[..., own], -1, -2)).max()
-        if not gap <= _ROUNDING * largest:
-            raise ValueError(
-                f"the m2 of the moments of perm {perm!r} differs from its transpose "
-                f"by {gap:.3g}, with {largest:.3g} as largest second moment: it must "
-                "be symmetric. Collect the moments again, or build them with "
-                "zipjax.Moments.of(samples)"
-            )
+    if not (gap := asymmetry(m2)) <= _ROUNDING * largest:
+        raise ValueError(
+            f"the m2 of the moments of perm {perm!r} differs from its transpose "
+            f"by {gap:.3g}, with {largest:.3g} as largest second moment: it must "
+            "be symmetric. Collect the moments again, or build them with "
+            "zipjax.Moments.of(samples)"
+        )
     if moment.earlier is not None:
         _check_second_moments(perm, moment.earlier, elements)

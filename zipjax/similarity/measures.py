@@ -7,7 +7,7 @@ blend of MuDSC's Eq. 4.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import jax
@@ -24,8 +24,8 @@ from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import Array, Leaves
 
 Metric = Literal["correlation", "cosine", "inner"]
-# Rows that are summed at once: they are transposed, and stay in the cache.
-_TILE = 128
+# Entries that are summed at once: few, since large temporary arrays cost page faults.
+_ENTRIES = 2**15
 
 UnitSimilarity = Float[np.ndarray, "*elements units units"]
 
@@ -154,7 +154,7 @@ class WeightSpace:
         mean *= (metric == "correlation") / count
         for chunk in rows:
             chunk -= mean[:, None].astype(chunk.dtype)
-        norm = np.sqrt(_total(map(np.square, rows)))
+        norm = np.sqrt(_total(np.square(part) for part in _parts(rows)))
         # Units that are constant to rounding, as in Moments.deviation.
         rounding = 4 * np.finfo(rows[0].dtype).eps * np.abs(mean)
         fixed = norm <= rounding * count**0.5
@@ -188,10 +188,13 @@ class WeightSpace:
         Args:
           merged: the merged unit that each unit went to.
         """
+        units = merged.shape[1]
+        ones = np.ones(units, self.rows[0].dtype)
+        sums = [sparse.csr_array((ones, (own, np.arange(units)))) for own in merged]
         total = sum(
             _pair_products(samples, own)
-            for chunk in self.rows
-            for samples, own in zip(chunk, merged, strict=True)
+            for part in _parts(self.rows)
+            for samples, own in zip(part, sums, strict=True)
         )
         for own, (units, equal) in zip(merged, self.constant, strict=False):
             total += matched_similarity(equal, own[units])[0] if units.size else 0
@@ -224,6 +227,14 @@ def _total(chunks: Iterable[Rows]) -> Float[np.ndarray, "elements units"]:
     return functools.reduce(np.add, (x.sum(1, dtype=np.float64) for x in chunks))
 
 
+def _parts(chunks: Iterable[Rows]) -> Iterator[Rows]:
+    """Yields all rows, a few at a time."""
+    for chunk in chunks:
+        step = max(1, _ENTRIES // chunk.shape[2])
+        for first in range(0, chunk.shape[1], step):
+            yield chunk[:, first : first + step]
+
+
 def _equal_means(
     units: Int[np.ndarray, "constant"],
     mean: Float[np.ndarray, "units"],
@@ -237,16 +248,17 @@ def _equal_means(
 
 
 def _pair_products(
-    samples: Float[np.ndarray, "samples units"], merged: Int[np.ndarray, "units"]
+    samples: Float[np.ndarray, "samples units"], sums: sparse.csr_array
 ) -> float:
-    """Returns the sum of the inner products of units that were merged."""
-    units, ones = np.arange(merged.size), np.ones(merged.size, samples.dtype)
-    sums, total = sparse.csr_array((ones, (merged, units))), 0.0
-    for first in range(0, len(samples), _TILE):
-        x = samples[first : first + _TILE].T
-        total += np.square(sums @ x).sum(dtype=np.float64)
-        total -= np.square(x).sum(dtype=np.float64)
-    return total / 2
+    """Returns the sum of the inner products of units that were merged.
+
+    Args:
+      samples: the units.
+      sums: ``[merged, units]``, adds up the units of every merged one.
+    """
+    x = samples.T
+    merged = np.square(sums @ x).sum(dtype=np.float64)
+    return (merged - np.square(x).sum(dtype=np.float64)) / 2
 
 
 def _product(

@@ -352,8 +352,7 @@ class ClassKind:
         )
         if config.examples is not None:
             data = data.first(config.examples)
-        names, encoder = config.class_names or config.dataset, config.text_encoder
-        _, embeddings = load_class_embeddings(names, encoder)
+        embeddings = _embeddings(config)
         sizes = config.network.to_dict()
         network, spec = build(config.model, sizes, embeddings.shape[1])
         if config.inferred:
@@ -387,8 +386,8 @@ class ClassKind:
         numbers = json.loads((folder / "train_ids.json").read_text(encoding="utf-8"))
         count = self.config.calibration_images
         ids = [f"train_{number:05d}" for number in numbers[:count]]
-        embeddings = np.load(folder / "class_embeddings.npy")
-        return self._suite(self._listed(embeddings), with_ids(self.data.train, ids))
+        listed = self._listed(self.embeddings)
+        return self._suite(listed, with_ids(self.data.train, ids))
 
     def _listed(self, embeddings: np.ndarray) -> list[Classes]:
         return [some_classes(own, embeddings) for own in self.config.classes]
@@ -401,6 +400,14 @@ class ClassKind:
         test = self.data.test.take(slice(config.test_images))
         what = images, self.network, self.spec
         return ClassSuite.of(classes, train, test, *what)
+
+
+def _embeddings(config: Any) -> Float[np.ndarray, "classes dim"]:
+    """Returns the text embeddings of all classes: a folder's own, or shipped ones."""
+    if config.checkpoints is not None:
+        return np.load(Path(config.checkpoints) / "class_embeddings.npy")
+    names = config.class_names or config.dataset
+    return load_class_embeddings(names, config.text_encoder)[1]
 
 
 def with_ids(split: Split, ids: list[str]) -> Split:

@@ -126,7 +126,7 @@ def _part(
     config: Any, track: Track, name: str, dataset: str, classes: Sequence[int]
 ) -> tuple[str, Dataset, Objective]:
     """Returns one task's name, its examples, labelled from 0 on, and its objective."""
-    folder = config.data_dirs.get(dataset, config.data_dir)
+    folder = config.data_dirs.get(dataset) or config.data_dir
     data = load_dataset(dataset, folder, workers=config.workers, track=track)
     if config.examples is not None:
         data = data.first(config.examples)

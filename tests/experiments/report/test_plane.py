@@ -133,7 +133,7 @@ def test_three_networks_on_a_line_span_no_plane(setting):
     middle = jax.tree_util.tree_map(lambda x, y: (np.asarray(x) + y) / 2, a, b)
     assert Plane.through([a, b, middle]) is None
     assert Plane.through([a, a, a]) is None
-    assert Landscape.of([a, b, middle], params, 3) is None
+    assert Landscape.of(Plane.through([a, b, middle]), params, 3) is None
 
 
 def test_a_permuted_copy_lies_on_its_original(key):
@@ -166,7 +166,7 @@ def test_a_landscape_has_the_losses_of_the_networks_at_its_points(setting):
         shift = params(model) - origin
         return np.array([shift @ laid.axes[0], shift @ laid.axes[1], 1.0])
 
-    found = Landscape.of(corners, losses, 3)
+    found = Landscape.of(Plane.through(corners), losses, 3)
     assert found.losses.shape == (3, 3, 3)
     np.testing.assert_allclose(found.losses[0, 1], found.x, atol=1e-4)
     np.testing.assert_allclose(found.losses[1, :, 1], found.y, atol=1e-4)
