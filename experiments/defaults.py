@@ -152,7 +152,7 @@ def shrunk(config: Config) -> Config:
         small.text_encoder = "minilm"
     small.checkpoints = small.start = None
     if config.datasets:
-        small.image_size, small.num_tasks = _SMOKE_SIDE, len(small.datasets)
+        small.image_size = _SMOKE_SIDE
     small.datasets = tuple(
         (name, stand_in(dataset), _few(dataset, classes))
         for name, dataset, classes in config.datasets[:_SMOKE_TASKS]
@@ -165,8 +165,7 @@ def shrunk(config: Config) -> Config:
     # Of heads that are never merged, the last cut is the merge of everything.
     small.cuts = 2 if config.datasets else 1
     small.groups = config.groups[:1]
-    if not config.datasets:
-        small.num_tasks = 2
+    small.num_tasks = len(small.datasets) or 2
     small.cut_layers = ()
     small.grid.update({name: values[:2] for name, values in config.grid.items()})
     small.plane.points = min(config.plane.points, 2)
