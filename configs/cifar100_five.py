@@ -14,13 +14,13 @@ from experiments.defaults import cifar100, training
 
 
 def get_config(init: str = "finetuned") -> ml_collections.ConfigDict:
-    config = cifar100("CIFAR-100, 5 x 20 classes, ResNet-20", "resnet20", width=1.0)
+    config = cifar100("CIFAR-100, 5 x 20 classes, ResNet-20", "resnet20", width=0.5)
     config.num_tasks = 5
     config.groups = ("pairs",)
     config.seeds = (0,)
-    config.train = training(epochs=3, batch_size=128, flip=True, crop=4)
+    config.train = training(epochs=2, batch_size=128, flip=True, crop=4)
     config.finetune = training(
-        epochs=4, batch_size=128, learning_rate=1e-3, flip=True, crop=4
+        epochs=3, batch_size=128, learning_rate=1e-3, flip=True, crop=4
     )
     config.batch_size = 250
     config.calibration_images = 2000
