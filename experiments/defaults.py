@@ -38,6 +38,11 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.datasets = ()
     config.data_dirs = ml_collections.ConfigDict()
     config.image_size = config_dict.placeholder(int)
+    # Of tasks = "scenes": their names, the images that they are about ("scenes", which
+    # are rendered, or a data set), numbers of these, and their side.
+    config.scenes = ml_collections.ConfigDict(
+        {"tasks": (), "images": "scenes", "train": 2000, "test": 200, "size": 48}
+    )
     config.seeds = (0, 1, 2, 3, 4)
 
     config.model = model
@@ -136,6 +141,10 @@ def shrunk(config: Config) -> Config:
         (name, stand_in(dataset), tuple(classes)[:4])
         for name, dataset, classes in config.datasets
     )
+    small.scenes.images = stand_in(config.scenes.images)
+    small.scenes.train, small.scenes.test = 8, 4
+    small.scenes.tasks = config.scenes.tasks[:2]
+    small.num_tasks = len(small.scenes.tasks) or config.num_tasks
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
     small.rows = one_of_a_kind(config.rows, config.partial_rows)

@@ -21,7 +21,7 @@ from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
 from experiments.parents import cache
 from experiments.parents.tasks.kinds import KINDS
-from experiments.parents.tasks.suite import Suite
+from experiments.parents.tasks.suite import Drawable, Suite
 from experiments.parents.train import Config, Variables
 from experiments.parents.trained import Parents, Trainer, keys_of, pretrained
 from experiments.report import pictures, report
@@ -114,6 +114,7 @@ class Experiment:
         """Evaluates every method and writes the report."""
         results: list[Result] = []
         matched: list[report.Picture] = []
+        drawn: set[int] = set()
         for every in self.parents():
             for group, numbers in groups(self.config.groups, len(every.models)):
                 parents = every.subset(numbers)
@@ -125,6 +126,9 @@ class Experiment:
                         for found in self.results(setting, candidate)
                     ]
                 matched = matched or self.unit_pictures(setting)
+                if drawn.isdisjoint(numbers):  # Every task once.
+                    matched += self.predictions(setting)
+                    drawn.update(numbers)
         if jax.process_index() == 0:
             self.write(results, matched)
         return results
@@ -167,10 +171,16 @@ class Experiment:
         config = self.config
         if config.checkpoints is not None:
             suite = self.kind.pretrained(Path(config.checkpoints))
-            yield pretrained(config, suite)
+            yield self.scaled(pretrained(config, suite))
             return
         trainer = Trainer(config, self.kind, self.workdir, self.track, self.say)
-        yield from map(trainer.parents, config.seeds)
+        for seed in config.seeds:
+            yield self.scaled(trainer.parents(seed))
+
+    def scaled(self, parents: Parents) -> Parents:
+        """Returns the networks with tasks whose metrics know how well these do."""
+        suite = parents.suite.scaled(parents.models, self.config.batch_size)
+        return dataclasses.replace(parents, suite=suite)
 
     def prepare(self, parents: Parents) -> Setting:
         """Resets the networks if the config says so, and collects their moments."""
@@ -308,6 +318,29 @@ class Experiment:
         if landscape := self.landscape(setting, assignments):
             drawn.append(pictures.plane_picture(landscape, where))
         return drawn
+
+    def predictions(self, setting: Setting) -> list[report.Picture]:
+        """Draws what networks and their merges predict, if that can be drawn."""
+        suite, merges, drawn = setting.suite, dict[str, Model](), []
+        for number, task in enumerate(suite.tasks):
+            if not isinstance(task.objective, Drawable):
+                continue
+            merges = merges or self.merges(setting)
+            own = suite.forward(task.apply_fn, setting.models[number], number)
+            answers = {f"Model {setting.parents.letters[number]}": own} | {
+                name: suite.forward(suite.functions, model, number)
+                for name, model in merges.items()
+            }
+            where = f"Networks: {setting.parents.name}."
+            shown = task, task.objective, answers, where
+            drawn.append(pictures.prediction_picture(*shown))
+        return drawn
+
+    def merges(self, setting: Setting) -> dict[str, Model]:
+        """Returns merges of everything by every method, by name."""
+        key = next(iter(setting.parents.keys.values()))
+        merges = [self.candidate(setting, method, None) for method in self.methods]
+        return {merge.name: merge.make(key) for merge in merges}
 
     def landscape(self, setting: Setting, zipped: dict[str, Any]) -> Landscape | None:
         """Measures losses on the plane through two networks and their zip, if any."""

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import zipjax
-from experiments.report import accuracy, contours, curves, matched_units
+from experiments.parents.tasks.suite import Drawable, Forward, Task
+from experiments.report import accuracy, contours, curves, matched_units, predictions
 from experiments.report.plane import Landscape
 from experiments.report.report import Picture
 from experiments.results import Result
 
 _MATRICES = 4
+_EXAMPLES = 4
 
 
 def depth_pictures(results: Sequence[Result], total_layers: int) -> list[Picture]:
@@ -124,4 +126,29 @@ def plane_picture(landscape: Landscape, where: str) -> Picture:
         "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
         f"space of parameters. {where}",
         "Contours of the loss of task A and of task B on a plane of networks",
+    )
+
+
+def prediction_picture(
+    task: Task, objective: Drawable, answers: Mapping[str, Forward], where: str
+) -> Picture:
+    """Draws what networks predict for a few test images of a task.
+
+    Args:
+      task: the task.
+      objective: the task's, which can be drawn.
+      answers: what every network answers about the task, by the heading of its column.
+      where: a sentence that says which networks these are.
+    """
+    places = np.linspace(0, len(task.test) - 1, min(_EXAMPLES, len(task.test)))
+    images, targets = task.test.read(places.round().astype(int))
+    seen = task.test.pixels.normalised(images)
+    columns = {"Input": images, "Truth": objective.drawn_targets(targets)}
+    for name, answer in answers.items():
+        columns[name] = objective.drawn_outputs(answer(seen))
+    return Picture(
+        predictions.predictions(columns),
+        f"{task.name}: test images spread over the data set, the truth, and what the "
+        f"network of this task and merged networks predict. {where}",
+        f"Images of {task.name} with the truth and predictions",
     )

@@ -43,7 +43,27 @@ class Objective(Protocol):
         ...
 
     def score(self, forward: Forward, batches: Iterable[tuple[Any, AnyArray]]) -> float:
-        """Returns the metric on all batches of inputs and targets; 1 is perfect."""
+        """Returns the metric on all batches of inputs and targets, 1 if all is right.
+
+        A metric that compares with the task's own network is 1 where it does as well.
+        """
+        ...
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """An objective whose targets and outputs can be drawn, as images in colour."""
+
+    def drawn_targets(
+        self, targets: AnyArray
+    ) -> Float[np.ndarray, "batch height width 3"]:
+        """Returns an image of every target, fractions of red, green and blue."""
+        ...
+
+    def drawn_outputs(
+        self, outputs: Array
+    ) -> Float[np.ndarray, "batch height width 3"]:
+        """Returns an image of every output, in the colours of the targets."""
         ...
 
 
@@ -182,6 +202,16 @@ class Suite:
         ]
         return dataclasses.replace(self, tasks=tuple(tasks))
 
+    def scaled(self, models: Sequence[Any], size: int) -> Self:
+        """Returns the suite whose metrics know how well the tasks' own networks do.
+
+        Args:
+          models: the variables of every task's network.
+          size: number of images in a batch.
+        """
+        del models, size
+        return self
+
     def inputs(self, size: int) -> Iterator[Array]:
         """Yields batches of calibration images; of several processes, each its share.
 
@@ -189,6 +219,14 @@ class Suite:
         in batches of their own, which take turns.
         """
         return mixed(self.calibration, size)
+
+    def forward(
+        self, functions: OneOrEach[ApplyFn], model: Any, number: int
+    ) -> Forward:
+        """Returns what a model answers about a task; see :meth:`evaluate`."""
+        heads = functions_of(functions, model)
+        call, variables = heads[number % len(heads)]
+        return functools.partial(forwarded, call, variables)
 
     def evaluate(
         self,
@@ -206,11 +244,9 @@ class Suite:
           only: the one task that the model is a network of; None: it does all.
         """
         asked = range(len(self.tasks)) if only is None else [only]
-        heads = functions_of(functions, model)
         scores: list[float | None] = [None] * len(self.tasks)
         for number in asked:
-            task, (call, variables) = self.tasks[number], heads[number % len(heads)]
-            forward = functools.partial(forwarded, call, variables)
+            task, forward = self.tasks[number], self.forward(functions, model, number)
             batches = task.test.batches(size, *process())
             scores[number] = task.objective.score(forward, batches)
         return Scores(tuple(scores))
