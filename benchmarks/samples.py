@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.calibration_images = options.images
     experiment = Experiment(config, Path("unused"), Console())
     (parents,) = experiment.parents()
-    runner, spec = experiment.runner, experiment.spec
-    batches = list(runner.batches(parents.calibration))
+    runner, suite = experiment.runner, parents.suite
+    batches = runner.inputs(suite)
     recipes = {
         "Permute": zipjax.permute(),
         "ZipIt!": zipjax.zipit(**config.zipit),
@@ -71,18 +71,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def matched(positions: Positions, own: list[Any]) -> dict[str, Any]:
         moments = zipjax.collect_moments(
-            runner.apply_fn, parents.models, spec, own, positions=positions
+            suite.functions, parents.models, suite.spec, own, positions=positions
         )
         return {
-            name: zipjax.match(parents.models, spec, recipe, moments=moments)
+            name: zipjax.match(parents.models, suite.spec, recipe, moments=moments)
             for name, recipe in recipes.items()
         }
 
     def accuracy(assignments: Any) -> float:
-        merged = zipjax.merge_units(parents.models, spec, assignments)
-        merged = runner.calibrated(merged, parents.calibration)
-        tested = runner.evaluate(plain(merged), experiment.test, parents.tasks)
-        return 100 * tested.joint
+        merged = zipjax.merge_units(parents.models, suite.spec, assignments)
+        merged = plain(runner.calibrated(merged, suite))
+        return 100 * (runner.evaluate(merged, suite).joint or 0.0)
 
     def row(title: str, found: dict[str, Any], against: dict[str, Any]) -> None:
         cells = [

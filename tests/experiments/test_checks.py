@@ -107,6 +107,7 @@ def test_every_field_with_a_rule_exists_and_its_default_fits():
     fields = {name.split(".")[0] for name in RULES}
     # Text for people, a folder, sizes and classes that are checked together.
     free = {"title", "data_dir", "checkpoints", "network", "classes", "distributed"}
+    free |= {"datasets", "data_dirs"}
     assert set(config) == fields | free
 
 
@@ -119,11 +120,11 @@ def test_the_number_of_classes_is_that_of_the_data():
     ("changes", "message"),
     [
         ({"cut_layers": (99,)}, r"cut_layers \[99\].*\[1\]"),
-        ({"test_images": 2}, "none of the 2 images that config.test_images leaves"),
-        ({"plane__images": 2}, "none of the 2 images that config.plane.images leaves"),
+        ({"test_images": 2}, r"config.test_images leaves 'Task \w' without any"),
+        ({"plane__images": 2}, r"config.plane.images leaves 'Task \w' without"),
         (
             {"rows": ("mudsc_zip",), "search_images": 2},
-            "none of the 2 images that config.search_images leaves",
+            r"config.search_images leaves 'Task \w' without",
         ),
     ],
 )
@@ -228,6 +229,10 @@ CHANGES = {
         "title": "Other",
         "data_dir": "elsewhere",
         "workers": 1,
+        # Of two networks there is one pair; the others are of several data sets.
+        "groups": ("pairs",),
+        "datasets": (("Digits", "digits", ()),),
+        "image_size": 7,
         "finetune.epochs": 7,
         "finetune.batch_size": 7,
         "finetune.learning_rate": 0.7,
@@ -262,6 +267,30 @@ UNTRIED = {"text_encoder", "checkpoints", "distributed", "tensorboard", "smoke"}
 FINE = [f"finetune.{name}" for name in config_of().finetune]
 
 
+DATASETS = (("Few", "digits", (0, 1)), ("Noise", "noise10", ()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets": ("digits",)}, r"must be one tuple \(name, data set, classes\)"),
+        ({"datasets": DATASETS[:1]}, "lists 1 data sets for config.num_tasks = 2"),
+        ({"datasets": (*DATASETS[:1], ("B", "camvid", ()))}, "names 'camvid' for 'B'"),
+        ({"datasets": (*DATASETS[:1], ("B", "digits", (1, 1, 10)))}, r"\[10\].*\[1\]"),
+        ({"init": "finetuned"}, "needs one task of all classes"),
+        ({"rows": ("zipit_refit_ensemble",)}, "leave these rows out"),
+        ({"image_size": 0}, "config.image_size = 0"),
+        ({"groups": ()}, "config.groups"),
+        ({"groups": ("triples",)}, "config.groups"),
+    ],
+)
+def test_data_sets_are_checked_one_by_one(changes, message):
+    usual = {"tasks": "datasets", "datasets": DATASETS}
+    check_config(config_of(**usual))
+    with pytest.raises(ValueError, match=message):
+        check_config(config_of(**{**usual, **changes}))
+
+
 class Stop(Exception):
     """The moments' name is known: they need not be collected."""
 
@@ -273,8 +302,8 @@ def names_of(workdir, monkeypatch, changes):
     trained, but drawn by that digest.
     """
     found = experiment(workdir, **{k.replace(".", "__"): x for k, x in changes.items()})
-    images, _ = next(found.test.batches(1))
-    shapes = jax.eval_shape(found.network.init, jax.random.key(0), images)
+    images, _ = next(found.kind.data.test.batches(1))
+    shapes = jax.eval_shape(found.kind.network.init, jax.random.key(0), images)
     names = []
 
     def drawn(path, inputs, make):

@@ -12,7 +12,8 @@ import zipjax
 from experiments.data.datasets import load_dataset
 from experiments.experiment import Experiment
 from experiments.methods.rows import chosen_cuts
-from experiments.parents import cache, tasks
+from experiments.parents import cache
+from experiments.parents.tasks import classes
 from zipjax.models import mlp
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.py"
@@ -208,11 +209,11 @@ def test_unknown_dataset_names_the_known_ones():
 
 
 def test_classes_split_at_random_into_equal_tasks(key):
-    split = tasks.split_classes(10, 2, key)
+    split = classes.split_classes(10, 2, key)
     assert sorted(split[0] + split[1]) == list(range(10))
     assert len(split[0]) == 5
     with pytest.raises(ValueError, match="10 classes"):
-        tasks.split_classes(10, 3, key)
+        classes.split_classes(10, 3, key)
 
 
 def test_the_experiment_uses_the_public_package_only():

@@ -28,8 +28,8 @@ def test_summarise_agrees_with_numpy():
     assert [row.method for row in rows] == ["x", "y"]
     for row, figures in zip(rows, table, strict=True):
         columns = np.column_stack([figures, figures[:, 1:].mean(1)])
-        means = [accuracy.mean for accuracy in row.accuracies]
-        stds = [accuracy.std for accuracy in row.accuracies]
+        means = [score.mean for score in row.scores]
+        stds = [score.std for score in row.scores]
         np.testing.assert_allclose(means, columns.mean(0))
         np.testing.assert_allclose(stds, columns.std(0, ddof=1))
         assert (row.flops, row.layers, row.seeds) == (101.5, 5, (0, 1, 2, 3))
@@ -54,7 +54,7 @@ def test_methods_with_other_seeds_are_named_with_what_they_lack():
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (_result("Permute", 0), r"Permute: more than one result for seeds \[0\]"),
+        (_result("Permute", 0), r"Permute: results for seeds differ: \{0: 2\}"),
         (_result("Average", 0, tasks=(0.1,)), "number of tasks"),
         (_result("Permute", 1, layers=2), "number of layers"),
     ],
@@ -69,7 +69,8 @@ def test_results_that_do_not_fit_together(second, message):
     [
         {"joint": 87.4},
         {"joint": float("nan")},
-        {"tasks": (0.5, -0.1)},
+        {"tasks": (0.5, 1.1)},
+        {"tasks": (None, None)},
         {"tasks": ()},
         {"flops": -1.0},
         {"flops": float("inf")},
@@ -79,6 +80,23 @@ def test_results_that_do_not_fit_together(second, message):
 def test_impossible_figures(changes):
     with pytest.raises(ValueError, match="Permute, seed 7"):
         _result("Permute", 7, **changes)
+
+
+def test_pairs_are_averaged_over_those_that_a_task_belongs_to():
+    pairs = {(0, 1): (0.2, 0.4), (0, 2): (0.6, 0.8), (1, 2): (0.5, 0.3)}
+    results = [
+        Result("Permute", seed, 10.0, None, tuple(x + seed / 10 for x in tasks)).among(
+            "Pairs", pair, ("A", "B", "C")
+        )
+        for seed in (0, 1)
+        for pair, tasks in pairs.items()
+    ]
+    (row,) = summarise(results)
+    assert row.joint is None
+    means = [score.mean for score in row.scores]
+    np.testing.assert_allclose(means, [0.45, 0.5, 0.6, np.mean([0.45, 0.5, 0.6])])
+    deviation = np.std([0, 0.1], ddof=1)
+    np.testing.assert_allclose([score.std for score in row.scores], deviation)
 
 
 def test_letters():

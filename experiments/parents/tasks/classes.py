@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 import zipjax
 from experiments.data.datasets import load_dataset
-from experiments.data.splits import Split, Track
+from experiments.data.splits import Dataset, Split, Track
 from experiments.parents.architectures import build, inferred
 from experiments.parents.tasks.suite import (
     Forward,
@@ -36,6 +36,7 @@ from zipjax.evaluation import LOGIT_SCALE
 from zipjax.merging.each import OneOrEach
 from zipjax.types import ApplyFn, Array
 
+S = TypeVar("S", bound="ClassSuite")
 _PRIMES = (2, 3, 5, 7)
 _NOTES = {
     "split": "Every class belongs to one task, and a task is to classify images of its "
@@ -249,7 +250,7 @@ class ClassSuite(Suite):
         """Whether every example belongs to all tasks."""
         return bool((np.array([own.numbers for own in self.classes]) >= 0).all())
 
-    def subset(self, numbers: Sequence[int]) -> Self:
+    def subset(self: S, numbers: Sequence[int]) -> S:
         """Returns the suite of some of the tasks, with their examples alone."""
         classes = tuple(self.classes[k] for k in numbers)
         known = np.any([own.numbers >= 0 for own in classes], axis=0)
@@ -265,16 +266,16 @@ class ClassSuite(Suite):
             test=of(self.test),
         )
 
-    def searching(self, images: int | None) -> Self:
+    def searching(self: S, images: int | None) -> S:
         """Returns the suite whose scores are those on so many calibration images."""
         found = self.calibrating(images)
         return found._tested_on(found.calibration[0])
 
-    def testing(self, images: int | None) -> Self:
+    def testing(self: S, images: int | None) -> S:
         """Returns the suite with so many test images of all tasks, or all."""
         return self._tested_on(self.test.take(slice(images)))
 
-    def _tested_on(self, test: Split) -> Self:
+    def _tested_on(self: S, test: Split) -> S:
         tasks = [
             dataclasses.replace(task, test=own.of(test))
             for task, own in zip(self.tasks, self.classes, strict=True)
@@ -321,41 +322,60 @@ class ClassSuite(Suite):
         return zipjax.reset_batch_stats(functions, model, self.inputs(size), ddof=ddof)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassKind:
     """Suites of the classes of one data set: "split" and "prime_odd".
 
     A folder of trained networks also holds ``class_embeddings.npy``, the targets of all
     classes ``[classes, dim]``, and ``train_ids.json``, the numbers of the calibration
     images in the training set, in the order in which they are used.
+
+    Attributes:
+      config: the experiment's configuration.
+      data: the data set.
+      embeddings: the text embeddings of all classes ``[classes, dim]``.
+      network: the network of all tasks.
+      spec: its permutation spec.
     """
 
-    def __init__(self, config: Any, track: Track) -> None:
-        self._config, self.note = config, _NOTES[config.tasks]
-        self._data = load_dataset(
+    config: Any
+    data: Dataset
+    embeddings: Float[np.ndarray, "classes dim"]
+    network: nn.Module
+    spec: zipjax.PermutationSpec
+
+    @classmethod
+    def of(cls, config: Any, track: Track) -> "ClassKind":
+        """Opens the data set of a config, and builds its network."""
+        data = load_dataset(
             config.dataset, config.data_dir, workers=config.workers, track=track
         )
         if config.examples is not None:
-            self._data = self._data.first(config.examples)
+            data = data.first(config.examples)
         names, encoder = config.class_names or config.dataset, config.text_encoder
-        _, self._embeddings = load_class_embeddings(names, encoder)
-        self._network, self._spec = build(
-            config.model, config.network.to_dict(), self._embeddings.shape[1]
-        )
+        _, embeddings = load_class_embeddings(names, encoder)
+        sizes = config.network.to_dict()
+        network, spec = build(config.model, sizes, embeddings.shape[1])
         if config.inferred:
-            image, _ = next(self._data.train.batches(1))
-            self._spec = inferred(self._network, image)
+            spec = inferred(network, next(data.train.batches(1))[0])
+        return cls(config, data, embeddings, network, spec)
+
+    @property
+    def note(self) -> str:
+        """What tables of these tasks show."""
+        return _NOTES[self.config.tasks]
 
     def suite(self, key: jax.Array) -> ClassSuite:
         """Returns the tasks that a key draws, or those that the config lists."""
-        config = self._config
+        config = self.config
         if config.classes:
-            return self._suite(self._listed(self._embeddings))
-        options = config.tasks, config.num_tasks, self._embeddings, config.text_encoder
+            return self._suite(self._listed(self.embeddings))
+        options = config.tasks, config.num_tasks, self.embeddings, config.text_encoder
         return self._suite(make_classes(*options, key))
 
     def everything(self) -> Task:
         """Returns the task of all classes."""
-        return self._suite([all_classes(self._embeddings)]).tasks[0]
+        return self._suite([all_classes(self.embeddings)]).tasks[0]
 
     def pretrained(self, folder: Path) -> ClassSuite:
         """Returns the tasks of the networks in a folder.
@@ -365,22 +385,22 @@ class ClassKind:
           OSError: if a file cannot be read.
         """
         numbers = json.loads((folder / "train_ids.json").read_text(encoding="utf-8"))
-        count = self._config.calibration_images
+        count = self.config.calibration_images
         ids = [f"train_{number:05d}" for number in numbers[:count]]
         embeddings = np.load(folder / "class_embeddings.npy")
-        return self._suite(self._listed(embeddings), with_ids(self._data.train, ids))
+        return self._suite(self._listed(embeddings), with_ids(self.data.train, ids))
 
     def _listed(self, embeddings: np.ndarray) -> list[Classes]:
-        return [some_classes(own, embeddings) for own in self._config.classes]
+        return [some_classes(own, embeddings) for own in self.config.classes]
 
     def _suite(
         self, classes: Sequence[Classes], calibration: Split | None = None
     ) -> ClassSuite:
-        config, train = self._config, self._data.train
+        config, train = self.config, self.data.train
         images = calibration or train.take(slice(config.calibration_images))
-        test = self._data.test.take(slice(config.test_images))
-        network = self._network, self._spec
-        return ClassSuite.of(classes, train, test, images, *network)
+        test = self.data.test.take(slice(config.test_images))
+        what = images, self.network, self.spec
+        return ClassSuite.of(classes, train, test, *what)
 
 
 def with_ids(split: Split, ids: list[str]) -> Split:

@@ -17,8 +17,10 @@ from experiments.parents.tasks.suite import Suite, Task
 class Kind(Protocol):
     """What networks are trained on: data that are opened once, and suites of them."""
 
-    note: str
-    """What tables of these tasks show, in a sentence or two."""
+    @property
+    def note(self) -> str:
+        """What tables of these tasks show, in a sentence or two."""
+        ...
 
     def suite(self, key: jax.Array) -> Suite:
         """Returns the tasks of the networks of one seed.
@@ -38,9 +40,9 @@ class Kind(Protocol):
 
 
 KINDS: Mapping[str, Callable[[Any, Track], Kind]] = {
-    "split": ClassKind,
-    "prime_odd": ClassKind,
-    "datasets": DatasetsKind,
-    "scenes": ScenesKind,
+    "split": ClassKind.of,
+    "prime_odd": ClassKind.of,
+    "datasets": DatasetsKind.of,
+    "scenes": ScenesKind.of,
 }
 """By name; each is made from a config and a progress bar."""

@@ -48,6 +48,7 @@ class Logits:
         return zipjax.evaluate(forward, batches, tasks=[range(self.classes)]).joint
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class DatasetsKind:
     """Suites of several data sets, or groups of their classes: "datasets".
 
@@ -55,7 +56,14 @@ class DatasetsKind:
     all, for every task. With an ``image_size``, images in memory are brought to that
     many pixels a side and to three channels, so that one network reads all of them. A
     folder of trained networks holds nothing else.
+
+    Attributes:
+      config: the experiment's configuration.
+      parts: every task's name and examples, labelled from 0 on.
     """
+
+    config: Any
+    parts: Sequence[tuple[str, Dataset]]
 
     note = (
         "Every task has a data set of its own, or a part of one, and a layer of logits "
@@ -63,19 +71,20 @@ class DatasetsKind:
         "merged network is asked about each task with that task's logits."
     )
 
-    def __init__(self, config: Any, track: Track) -> None:
-        self._config = config
-        self._parts = [_part(config, track, *entry) for entry in config.datasets]
+    @classmethod
+    def of(cls, config: Any, track: Track) -> "DatasetsKind":
+        """Opens the data sets of a config."""
+        return cls(config, [_part(config, track, *x) for x in config.datasets])
 
     def suite(self, key: jax.Array) -> Suite:
         """Returns the tasks, which are the same for all keys."""
         del key
-        config = self._config
+        config = self.config
         options = config.model, config.network.to_dict()
         # Networks run at the width of their parameters: one function serves all tasks.
         shared, spec = build(*options, 1)
         tasks = []
-        for name, data in self._parts:
+        for name, data in self.parts:
             network, _ = build(*options, data.num_classes)
             train, test = data.train, data.test.take(slice(config.test_images))
             what = Logits(data.num_classes), network, shared.apply, spec

@@ -7,7 +7,7 @@ data set, for the tasks that need no more than an image.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -28,6 +28,9 @@ IMAGE_ONLY = ("edge_texture", "keypoints2d", "autoencoding", "denoising")
 
 SCENES = "scenes"
 """The images that are rendered."""
+
+Fields: TypeAlias = Mapping[str, np.ndarray]
+"""Images and their labels by name, one array of all examples each."""
 
 _CODE = "encoder/code"
 _PIXELS = Pixels((0.5,), (0.25,))
@@ -87,11 +90,21 @@ class EncoderSuite(Suite):
         return dataclasses.replace(self, tasks=tuple(tasks))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ScenesKind:
     """Suites of Taskonomy's tasks on one set of images: "scenes".
 
     The config's ``scenes`` names the tasks and the images.
+
+    Attributes:
+      config: the experiment's configuration.
+      train: images for training with all their labels, by name.
+      test: the same for testing.
     """
+
+    config: Any
+    train: Fields
+    test: Fields
 
     note = (
         "Every task has a network of its own, an encoder and a decoder. Encoders are "
@@ -100,20 +113,19 @@ class ScenesKind:
         "better than the mean of the training labels."
     )
 
-    def __init__(self, config: Any, track: Track) -> None:
-        self._config = config
-        chosen = config.scenes
-        opened = (
-            rendered if chosen.images == SCENES else functools.partial(labelled, config)
-        )
-        self._train, self._test = opened(chosen, track)
+    @classmethod
+    def of(cls, config: Any, track: Track) -> "ScenesKind":
+        """Renders or labels the images of a config."""
+        if config.scenes.images == SCENES:
+            return cls(config, *rendered(config.scenes))
+        return cls(config, *labelled(config, track))
 
     def suite(self, key: jax.Array) -> EncoderSuite:
         """Returns the tasks, which are the same for all keys."""
         del key
-        names = self._config.scenes.tasks
+        names = self.config.scenes.tasks
         tasks = tuple(map(self._task, names))
-        images = slice(self._config.calibration_images)
+        images = slice(self.config.calibration_images)
         return EncoderSuite(tasks, tuple(task.train.take(images) for task in tasks))
 
     def everything(self) -> Task:
@@ -133,46 +145,42 @@ class ScenesKind:
         return self.suite(jax.random.key(0))
 
     def _task(self, name: str) -> Task:
-        config, form = self._config, form_of(name)
+        config, form = self.config, form_of(name)
         sizes = config.network.to_dict()
         side = config.scenes.size // SHRINKAGE
         sizes |= {"decoder": form.decoder, "side": side}
         network, spec = build(config.model, sizes, form.outputs)
-        train, test = (_split(own, name) for own in (self._train, self._test))
+        train, test = (_split(own, name) for own in (self.train, self.test))
         test = test.take(slice(config.test_images))
         what = form.objective, network, network.apply, spec
         return Task(name, train, test, *what)
 
 
-Fields = Mapping[str, np.ndarray]
-
-
-def rendered(chosen: Any, track: Track) -> list[Fields]:
+def rendered(chosen: Any) -> list[Fields]:
     """Renders scenes for training and for testing.
 
     Args:
       chosen: the numbers of them and their side.
-      track: wraps the steps in a progress bar with a title.
     """
-    del track
     return [
         jax.device_get(render(jax.random.key(number), count, chosen.size))
         for number, count in enumerate((chosen.train, chosen.test))
     ]
 
 
-def labelled(config: Any, chosen: Any, track: Track) -> list[Fields]:
+def labelled(config: Any, track: Track) -> list[Fields]:
     """Labels images of a data set for training and for testing.
 
     Args:
-      config: says where the data set is.
-      chosen: its name, and the numbers of images.
+      config: says which data set, where it is, and how many images.
       track: wraps the steps in a progress bar with a title.
     """
+    chosen = config.scenes
     data = load_dataset(chosen.images, config.data_dir, track=track)
     parts = (data.train, chosen.train), (data.test, chosen.test)
     return [
-        _labels(split.take(slice(count)), k) for k, (split, count) in enumerate(parts)
+        _labels(split.take(slice(count)), number)
+        for number, (split, count) in enumerate(parts)
     ]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from zipjax.merging.shared_trunk import common_stop
 from zipjax.trees import path_leaves
 from zipjax.types import AnyArray, ApplyFn, Array, Leaves
 
+S = TypeVar("S", bound="Suite")
 Forward = Callable[[Any], Any]
 """Maps a batch of inputs to a network's outputs."""
 
@@ -173,19 +174,19 @@ class Suite:
             else self.spec.stop(self.whole).layers
         )
 
-    def subset(self, numbers: Sequence[int]) -> Self:
+    def subset(self: S, numbers: Sequence[int]) -> S:
         """Returns the suite of some of the tasks."""
         tasks = tuple(self.tasks[k] for k in numbers)
         shared = len(self.calibration) == 1
         own = self.calibration if shared else [self.calibration[k] for k in numbers]
         return dataclasses.replace(self, tasks=tasks, calibration=tuple(own))
 
-    def calibrating(self, images: int | None) -> Self:
+    def calibrating(self: S, images: int | None) -> S:
         """Returns the suite with so many of its calibration images, or all."""
         own = _shared_out(self.calibration, images)
         return dataclasses.replace(self, calibration=own)
 
-    def searching(self, images: int | None) -> Self:
+    def searching(self: S, images: int | None) -> S:
         """Returns the suite whose scores are those on so many calibration images."""
         found = self.calibrating(images)
         tasks = [
@@ -194,7 +195,7 @@ class Suite:
         ]
         return dataclasses.replace(found, tasks=tuple(tasks))
 
-    def testing(self, images: int | None) -> Self:
+    def testing(self: S, images: int | None) -> S:
         """Returns the suite with so many test images (of each task), or all."""
         tasks = [
             dataclasses.replace(task, test=task.test.take(slice(images)))

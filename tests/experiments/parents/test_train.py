@@ -12,12 +12,14 @@ from experiments.data.splits import in_memory
 from experiments.data.streams import Reader
 from experiments.defaults import training
 from experiments.parents import train
+from experiments.parents.tasks.classes import Cosines
 from experiments.parents.train import Augmentation, train_network
 from zipjax.models import mlp
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
 NETWORK = mlp.MLP((5,), 3)
 TARGETS = jnp.eye(2, 3)
+OBJECTIVE = Cosines(TARGETS)
 
 
 def run(config, start=None, seed=0):
@@ -25,7 +27,7 @@ def run(config, start=None, seed=0):
     silent = (lambda steps, title: steps), (lambda step, scalars: None)
     key = jax.random.key(seed)
     return split, train_network(
-        NETWORK, split, TARGETS, key, config, *silent, "x", start
+        NETWORK, split, OBJECTIVE, key, config, *silent, "x", start
     )
 
 
@@ -66,7 +68,7 @@ def test_examples_that_are_not_in_memory_train_the_same_network():
     streamed = dataclasses.replace(split, reading=Reader())
     silent = (lambda steps, title: steps), (lambda step, scalars: None)
     key = jax.random.key(0)
-    again = train_network(NETWORK, streamed, TARGETS, key, config, *silent, "x")
+    again = train_network(NETWORK, streamed, OBJECTIVE, key, config, *silent, "x")
     jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 

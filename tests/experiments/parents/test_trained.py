@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from experiments.data.pixels import Pixels
-from experiments.data.splits import in_memory
+from experiments.data.splits import Dataset, in_memory
 from experiments.defaults import default
+from experiments.parents.tasks.classes import ClassKind
 from experiments.parents.trained import Trainer, pretrained
 from tests.networks import variables
 from zipjax.interop.torch import from_flax, save_state_dict
@@ -19,6 +20,7 @@ from zipjax.models import mlp
 
 IMAGES = np.arange(9.0).reshape(9, 1, 1, 1)
 NETWORK = mlp.MLP((5,), 3)
+EMBEDDINGS = np.eye(4, 3, dtype=np.float32)
 
 
 @pytest.fixture
@@ -40,19 +42,29 @@ def split():
     return in_memory(IMAGES, np.arange(9) % 4, ids=ids)
 
 
+def kind(config, train, embeddings=EMBEDDINGS, network=NETWORK):
+    data = Dataset(train, split(), 4)
+    return ClassKind(config, data, embeddings, network, mlp.spec(network))
+
+
+def read(config, train):
+    return pretrained(config, kind(config, train).pretrained(Path(config.checkpoints)))
+
+
 def test_networks_tasks_and_images_are_those_of_the_folder(config):
-    found = pretrained(config, NETWORK, split())
+    found = read(config, split())
     x = jnp.ones((1, 2, 2, 1))
     for seed, model in enumerate(found.models):
         expected = NETWORK.apply(variables(NETWORK, (2, 2, 1), seed), x)
         np.testing.assert_allclose(NETWORK.apply(model, x), expected, rtol=1e-5)
-    assert [task.classes.tolist() for task in found.tasks] == [
+    assert [own.numbers.tolist() for own in found.suite.classes] == [
         [1, -1, -1, 0],
         [-1, 0, 1, -1],
     ]
-    np.testing.assert_array_equal(found.tasks[1].targets, np.eye(4, 3)[[1, 2]])
+    objective = found.suite.tasks[1].objective
+    np.testing.assert_array_equal(objective.targets, np.eye(4, 3)[[1, 2]])
     # In the order of the file, not of the dataset.
-    assert found.calibration.numbers.tolist() == [7, 2]
+    assert found.suite.calibration[0].numbers.tolist() == [7, 2]
     assert list(found.keys) == [4, 6]
     drawn = {jax.random.key_data(key).tobytes() for key in found.keys.values()}
     assert len(drawn) == 2
@@ -60,30 +72,16 @@ def test_networks_tasks_and_images_are_those_of_the_folder(config):
 
 def test_an_image_that_the_dataset_lacks_is_named(config):
     with pytest.raises(ValueError, match=r"1 images .* 5 ids .* 'train_00007'"):
-        pretrained(config, NETWORK, split().take(slice(5)))
+        read(config, split().take(slice(5)))
 
 
-def test_classes_must_be_named(config):
-    config.classes = ()
-    with pytest.raises(ValueError, match=r"set config\.classes"):
-        pretrained(config, NETWORK, split())
-
-
-def trainer(workdir, messages, **changes):
-    """Returns a trainer of tiny networks; changes replace its fields."""
-    config = default("", "mlp", hidden=(5,))
-    config.train.epochs = 1
-    fields = {
-        "config": config,
-        "network": NETWORK,
-        "spec": mlp.spec(NETWORK),
-        "split": split(),
-        "embeddings": np.eye(4, 3, dtype=np.float32),
-        "workdir": workdir,
-        "track": lambda steps, title: steps,
-        "say": messages.append,
-    }
-    return Trainer(**{**fields, **changes})
+def trainer(workdir, messages, *, config=None, split=split, **changes):
+    """Returns a trainer of tiny networks; changes are of what they learn."""
+    if config is None:
+        config = default("", "mlp", hidden=(5,))
+        config.train.epochs = 1
+    learnt = kind(config, split(), **changes)
+    return Trainer(config, learnt, workdir, lambda steps, title: steps, messages.append)
 
 
 @pytest.fixture
@@ -113,26 +111,31 @@ def repainted():
     return in_memory(images, split().labels)
 
 
+def shortened():
+    return split().take(slice(8))
+
+
+def brightened():
+    return in_memory(IMAGES, split().labels, Pixels((0.5,), (2.0,)))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"embeddings": np.eye(4, 3, k=1, dtype=np.float32)}, 0),
-        ({"split": relabelled()}, 0),
-        ({"split": repainted()}, 1),
-        ({"split": split().take(slice(8))}, 1),
-        ({"split": in_memory(IMAGES, split().labels, Pixels((0.5,), (2.0,)))}, 0),
+        ({"split": relabelled}, 0),
+        ({"split": repainted}, 1),
+        ({"split": shortened}, 1),
+        ({"split": brightened}, 0),
         ({"network": mlp.MLP((4,), 3)}, 0),
     ],
 )
 def test_other_data_targets_or_networks_are_trained_again(changes, expected, reused):
-    if "network" in changes:
-        changes["config"] = default("", "mlp", hidden=(4,))
-        changes["config"].train.epochs = 1
     assert reused(**changes) == expected
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "tasks", "splits", "trained", "mlp", "layers"]
+    "name", ["train", "classes", "splits", "trained", "mlp", "layers"]
 )
 def test_other_code_trains_again(name, reused, monkeypatch):
     read = Path.read_bytes

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import zipjax
-from experiments.parents.tasks import Task
 from experiments.report import contours, plane
 from experiments.report.plane import Landscape, Plane
 from tests.networks import randomise
@@ -156,34 +155,6 @@ def test_merged_units_are_numbered_as_most_of_their_units():
     ordered = plane.in_order(zipped, aligned)
     assert ordered[0].tolist() in ([0, 1, 1, 2, 0, 2], [0, 2, 2, 1, 0, 1])
     assert ordered[1].tolist() == [0, 1, 2, 0, 1, 2]
-
-
-def test_losses_are_cross_entropies_among_the_classes_of_a_task():
-    rng = np.random.default_rng(0)
-    outputs, targets = rng.normal(size=(9, 4)), rng.normal(size=(5, 4))
-    labels = np.array([0, 1, 2, 3, 4, 0, 2, 2, 4])
-    tasks = [
-        Task(np.array([0, -1, 1, -1, 2]), targets[[0, 2, 4]]),
-        Task(np.array([-1, 0, -1, 1, -1]), targets[[1, 3]]),
-    ]
-    expected = []
-    for classes in ([0, 2, 4], [1, 3]):
-        every = []
-        for output, label in zip(outputs, labels, strict=True):
-            if label in classes:
-                logits = {
-                    c: 100
-                    * (output @ targets[c])
-                    / (np.linalg.norm(output) * np.linalg.norm(targets[c]))
-                    for c in classes
-                }
-                total = sum(np.exp(v - logits[label]) for v in logits.values())
-                every.append(np.log(total))
-        expected.append(np.mean(every))
-    found = plane.task_losses(outputs, labels, tasks)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    with pytest.raises(ValueError, match="task 1 has none of the 2 images"):
-        plane.task_losses(outputs[:2], np.array([0, 2]), tasks)
 
 
 def test_a_landscape_has_the_losses_of_the_networks_at_its_points(setting):

@@ -104,7 +104,7 @@ def test_the_page_says_how_it_was_run(tmp_path):
     assert jax.__version__ in page.texts
     assert "0, 1" in page.texts
     assert any(jax.devices()[0].device_kind in text for text in page.texts)
-    for explained in ("Joint", "Task A, B", "Permute", "ZipIt!", "Ensemble"):
+    for explained in ("Joint", "Task A; Task B", "Permute", "ZipIt!", "Ensemble"):
         assert explained in page.texts
 
 
