@@ -45,6 +45,7 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.train = training(epochs=10, batch_size=32)
     config.batch_size = 128
     config.calibration_images = 128  # Of every task.
+    config.test_images = 128
     config.rows = PAPERS
     config.partial_rows = ()
     config.zipit.alpha, config.zipit.beta = 0.3, 1.0

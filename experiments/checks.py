@@ -13,7 +13,7 @@ from experiments.data.splits import LABEL
 from experiments.methods.rows import METHODS
 from experiments.parents.architectures import ARCHITECTURES
 from experiments.parents.tasks.kinds import KINDS
-from experiments.parents.tasks.scenes import IMAGE_ONLY, SCENES
+from experiments.parents.tasks.scenes import IMAGE_ONLY, SCENES, STORED, TASKONOMY
 from experiments.parents.text_embeddings import CLASSES, ENCODERS
 from experiments.parents.train import Config
 from experiments.results import letter
@@ -103,6 +103,7 @@ _TRAINING = {
     "crop": _whole(0),
 }
 _ZIP = {"alpha": _FRACTION, "beta": _FRACTION}
+_IN_COLOUR = ("cifar10", "cifar100", "noise10", "noise100")
 _IMAGES = ("calibration_images", "search_images", "refit_images", "test_images")
 RULES: dict[str, Rule] = {
     "dataset": _one_of(name for name, info in DATASETS.items() if info.target == LABEL),
@@ -117,7 +118,7 @@ RULES: dict[str, Rule] = {
         "must be ('all',), ('pairs',) or both",
     ),
     "image_size": _or_none(_whole(1)),
-    "scenes.images": _one_of((SCENES, "cifar10", "cifar100", "noise10", "noise100")),
+    "scenes.images": _one_of((SCENES, TASKONOMY, *_IN_COLOUR)),
     "scenes.train": _whole(1),
     "scenes.test": _whole(1),
     "scenes.size": _whole(1),
@@ -260,7 +261,7 @@ def _dataset_faults(config: Config) -> Iterator[str]:
 def _scene_faults(config: Config) -> Iterator[str]:
     """Yields what is wrong about tasks with encoders and decoders."""
     names, chosen = config.scenes.tasks, config.scenes
-    known = TASKS if chosen.images == SCENES else IMAGE_ONLY
+    known = {SCENES: TASKS, TASKONOMY: STORED}.get(chosen.images, IMAGE_ONLY)
     if not _is_sequence(names) or not set(names) <= set(known) or _twice(names):
         yield (
             f"config.scenes.tasks = {names!r} must be different names among "

@@ -185,8 +185,8 @@ class Cosines:
         return LOGIT_SCALE * (outputs / jnp.maximum(lengths, 1e-6)) @ self.targets.T
 
 
-def cross_entropies(logits: Array, labels: Array) -> Float[Array, "batch"]:
-    """Returns every example's cross-entropy with its label."""
+def cross_entropies(logits: Array, labels: Array) -> Float[Array, "*labels"]:
+    """Returns the cross-entropy with every label."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

@@ -7,7 +7,7 @@ the network that was trained on the task, 1.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ Colours: TypeAlias = Float[np.ndarray, "batch height width 3"]
 """Images, as fractions of red, green and blue."""
 
 
+@runtime_checkable
 class Measure(Protocol):
     """How outputs are compared with targets; hashable, as static data of a step."""
 
@@ -201,7 +202,7 @@ class Scaled:
         forward: Forward,
         examples: Callable[[], Iterable[tuple[Any, Any]]],
         targets: Iterable[np.ndarray],
-    ) -> Self:
+    ) -> "Scaled":
         """Returns the objective with its scale.
 
         Args:

@@ -6,20 +6,22 @@ data set, for the tasks that need no more than an image.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
 
-from experiments.data.datasets import load_dataset
+from experiments.data.datasets import DOMAINS, load_dataset
 from experiments.data.pixels import Pixels
-from experiments.data.sources import Arrays
+from experiments.data.sources import Arrays, Source
+from experiments.data.sources import Fields as Stored
 from experiments.data.splits import Split, Track
+from experiments.fingerprints import text_digest
 from experiments.parents.architectures import build
 from experiments.parents.tasks.scaled import Categories, Distance, Scaled, ScaledImages
 from experiments.parents.tasks.suite import Suite, Task, forwarded, process
-from experiments.scenes.labels import RANGES, SEGMENTS, image_only_labels
+from experiments.scenes.labels import NOISE, RANGES, SEGMENTS, image_only_labels
 from experiments.scenes.scenes import OBJECT_CLASSES, input_of, render
 from zipjax.models.taskonomy import SHRINKAGE
 
@@ -29,11 +31,21 @@ IMAGE_ONLY = ("edge_texture", "keypoints2d", "autoencoding", "denoising")
 SCENES = "scenes"
 """The images that are rendered."""
 
+TASKONOMY = "taskonomy"
+"""Taskonomy's own images."""
+
+STORED = tuple(name for name in RANGES if name in {*DOMAINS, *IMAGE_ONLY})
+"""The tasks whose labels Taskonomy's images have."""
+
 Fields: TypeAlias = Mapping[str, np.ndarray]
 """Images and their labels by name, one array of all examples each."""
 
+Examples: TypeAlias = Callable[[str], Split]
+"""Gives the examples of a task, by its name."""
+
 _CODE = "encoder/code"
 _PIXELS = Pixels((0.5,), (0.25,))
+_BYTES = Pixels((127.5,), (127.5,))
 _LABELLED_TOGETHER = 200
 
 
@@ -72,7 +84,7 @@ class EncoderSuite(Suite):
         """The number of the cut before the encoder's last layer."""
         return self.spec.stop(_CODE).number - 1
 
-    def scaled(self, models: Sequence[Any], size: int) -> Self:
+    def scaled(self, models: Sequence[Any], size: int) -> "EncoderSuite":
         """Returns the suite whose metrics are 1 for these networks.
 
         Args:
@@ -98,13 +110,13 @@ class ScenesKind:
 
     Attributes:
       config: the experiment's configuration.
-      train: images for training with all their labels, by name.
+      train: gives the training examples of a task, by its name.
       test: the same for testing.
     """
 
     config: Any
-    train: Fields
-    test: Fields
+    train: Examples
+    test: Examples
 
     note = (
         "Every task has a network of its own, an encoder and a decoder. Encoders are "
@@ -115,10 +127,10 @@ class ScenesKind:
 
     @classmethod
     def of(cls, config: Any, track: Track) -> "ScenesKind":
-        """Renders or labels the images of a config."""
-        if config.scenes.images == SCENES:
-            return cls(config, *rendered(config.scenes))
-        return cls(config, *labelled(config, track))
+        """Renders, opens or labels the images of a config."""
+        known = {SCENES: rendered, TASKONOMY: stored}
+        opened = known.get(config.scenes.images, labelled)
+        return cls(config, *opened(config, track))
 
     def suite(self, key: jax.Array) -> EncoderSuite:
         """Returns the tasks, which are the same for all keys."""
@@ -150,38 +162,111 @@ class ScenesKind:
         side = config.scenes.size // SHRINKAGE
         sizes |= {"decoder": form.decoder, "side": side}
         network, spec = build(config.model, sizes, form.outputs)
-        train, test = (_split(own, name) for own in (self.train, self.test))
+        train, test = (examples(name) for examples in (self.train, self.test))
         test = test.take(slice(config.test_images))
         what = form.objective, network, network.apply, spec
         return Task(name, train, test, *what)
 
 
-def rendered(chosen: Any) -> list[Fields]:
+def rendered(config: Any, track: Track) -> list[Examples]:
     """Renders scenes for training and for testing.
 
     Args:
-      chosen: the numbers of them and their side.
+      config: says how many and of which size.
+      track: is not needed: they are rendered in one step.
     """
-    return [
-        jax.device_get(render(jax.random.key(number), count, chosen.size))
-        for number, count in enumerate((chosen.train, chosen.test))
-    ]
+    del track
+    chosen, found = config.scenes, []
+    for number, count in enumerate((chosen.train, chosen.test)):
+        fields = render(jax.random.key(number), count, chosen.size)
+        found.append(functools.partial(_split, jax.device_get(fields)))
+    return found
 
 
-def labelled(config: Any, track: Track) -> list[Fields]:
+def labelled(config: Any, track: Track) -> list[Examples]:
     """Labels images of a data set for training and for testing.
 
     Args:
       config: says which data set, where it is, and how many images.
       track: wraps the steps in a progress bar with a title.
     """
-    chosen = config.scenes
-    data = load_dataset(chosen.images, config.data_dir, track=track)
-    parts = (data.train, chosen.train), (data.test, chosen.test)
     return [
-        _labels(split.take(slice(count)), number)
-        for number, (split, count) in enumerate(parts)
+        functools.partial(_split, _labels(split, number))
+        for number, split in enumerate(_chosen(config, track))
     ]
+
+
+def stored(config: Any, track: Track) -> list[Examples]:
+    """Opens Taskonomy's images for training and for testing.
+
+    Args:
+      config: says where they are, and how many of them are used.
+      track: wraps the steps in a progress bar with a title.
+    """
+    return [functools.partial(_view, split) for split in _chosen(config, track)]
+
+
+def _chosen(config: Any, track: Track) -> Iterator[Split]:
+    """Yields a data set's images for training and for testing.
+
+    They are spread over the data set, whose order is often that of places.
+    """
+    chosen = config.scenes
+    options = {"workers": config.workers, "track": track}
+    data = load_dataset(chosen.images, config.data_dir, **options)
+    for split, count in ((data.train, chosen.train), (data.test, chosen.test)):
+        places = np.linspace(0, len(split) - 1, min(count, len(split)))
+        yield split.take(places.round().astype(int))
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Taskonomy's images with the inputs and targets of one task.
+
+    Attributes:
+      source: the images with their stored targets.
+      task: the task's name. Targets that are stored become fractions of the largest
+        value that can be, normals from -1 to 1; others are the images.
+    """
+
+    source: Source
+    task: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, numbers: np.ndarray, fields: Sequence[str]) -> Stored:
+        """Returns images, as they are stored or noisy, and their targets."""
+        del fields
+        names = ("image", *({self.task} & set(DOMAINS)))
+        found = self.source.read(numbers, names)
+        images = list(found["image"])
+        targets = [_fractions(x, *RANGES[self.task]) for x in found[names[-1]]]
+        if input_of(self.task) == "noisy":
+            images = list(map(_noisy, images, numbers.tolist()))
+        return {"image": images, self.task: targets}
+
+    def digest(self, numbers: np.ndarray) -> str:
+        """Returns a digest of the images and of the task."""
+        return text_digest(f"{self.task} {self.source.digest(numbers)}")
+
+
+def _fractions(target: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Returns a stored target in a range, with an axis of channels."""
+    values = target.reshape(*target.shape[:2], -1).astype(np.float32)
+    return low + (high - low) / np.iinfo(target.dtype).max * values
+
+
+def _noisy(image: np.ndarray, number: int) -> np.ndarray:
+    """Returns an image of bytes with noise, always the same for a number."""
+    noise = np.random.default_rng(number).normal(0, 255 * NOISE, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def _view(split: Split, task: str) -> Split:
+    """Returns Taskonomy's examples of a task."""
+    source = View(split.source, task)
+    return dataclasses.replace(split, source=source, target=task, pixels=_BYTES)
 
 
 def _labels(split: Split, number: int) -> Fields:

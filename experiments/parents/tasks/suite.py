@@ -203,7 +203,7 @@ class Suite:
         ]
         return dataclasses.replace(self, tasks=tuple(tasks))
 
-    def scaled(self, models: Sequence[Any], size: int) -> Self:
+    def scaled(self: S, models: Sequence[Any], size: int) -> S:
         """Returns the suite whose metrics know how well the tasks' own networks do.
 
         Args:
