@@ -22,9 +22,12 @@ from experiments.data.splits import LABEL
 from experiments.methods.rows import METHODS
 from experiments.parents.architectures import ARCHITECTURES, segmenters
 from experiments.parents.tasks.kinds import KINDS
+from experiments.parents.tasks.scenes import IMAGE_ONLY, SCENES, STORED, TASKONOMY
 from experiments.parents.text_embeddings import CLASSES, ENCODERS
 from experiments.parents.train import Config
 from experiments.results import letter
+from experiments.scenes.scenes import TASKS
+from zipjax.models.taskonomy import SHRINKAGE
 
 
 class Rule(NamedTuple):
@@ -43,8 +46,11 @@ def check_config(config: Config) -> None:
     faults = list(_field_faults(config))
     # How fields fit together is clear only where each of them makes sense.
     if not faults:
-        own = _dataset_faults if config.tasks == "datasets" else _class_faults
-        faults = [*own(config), *_other_faults(config)]
+        own = {"datasets": _dataset_faults, "scenes": _scene_faults}
+        faults = [
+            *own.get(config.tasks, _class_faults)(config),
+            *_other_faults(config),
+        ]
     if faults:
         raise ValueError(f"the config cannot run: {'; '.join(faults)}")
 
@@ -116,6 +122,7 @@ def _is_training(recipe: Any) -> bool:
 
 
 _ZIP = {"alpha": _FRACTION, "beta": _FRACTION}
+_IN_COLOUR = ("cifar10", "cifar100", "noise10", "noise100")
 _IMAGES = ("calibration_images", "search_images", "refit_images", "test_images")
 RULES: dict[str, Rule] = {
     "dataset": _one_of(name for name, info in DATASETS.items() if info.target == LABEL),
@@ -134,6 +141,10 @@ RULES: dict[str, Rule] = {
         lambda x: all(_is_training(recipe) for recipe in x.values()),
         f"must be trainings by task, with {sorted(_TRAINING)}, see config.train",
     ),
+    "scenes.images": _one_of((SCENES, TASKONOMY, *_IN_COLOUR)),
+    "scenes.train": _whole(1),
+    "scenes.test": _whole(1),
+    "scenes.size": _whole(1),
     "seeds": Rule(
         lambda x: (
             _is_sequence(x)
@@ -298,10 +309,51 @@ def _dataset_faults(config: Config) -> Iterator[str]:
                 f"of the {count} of {dataset!r}, and {_twice(classes)} twice: list "
                 f"different numbers from 0 to {count - 1}"
             )
+    yield from _separate_faults(config)
+
+
+def _scene_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong about tasks with encoders and decoders."""
+    names, chosen = config.scenes.tasks, config.scenes
+    known = {SCENES: TASKS, TASKONOMY: STORED}.get(chosen.images, IMAGE_ONLY)
+    if not _is_sequence(names) or not set(names) <= set(known) or _twice(names):
+        yield (
+            f"config.scenes.tasks = {names!r} must be different names among "
+            f"{sorted(known)}, those of config.scenes.images = {chosen.images!r}"
+        )
+    elif len(names) != config.num_tasks:
+        yield (
+            f"config.scenes.tasks lists {len(names)} tasks for config.num_tasks = "
+            f"{config.num_tasks}: list so many"
+        )
+    if chosen.size % SHRINKAGE:
+        yield (
+            f"config.scenes.size = {chosen.size} must be a multiple of {SHRINKAGE}, "
+            "by which encoders shrink images"
+        )
+    if chosen.images != SCENES and chosen.size != (side := _side(chosen.images)):
+        yield (
+            f"config.scenes.size = {chosen.size}, but images of config.scenes.images = "
+            f"{chosen.images!r} have {side} pixels a side: set it to that"
+        )
+    if config.model != "taskonomy":
+        yield (
+            f"config.model = {config.model!r} has no encoder and decoder, which "
+            "config.tasks = 'scenes' needs: use 'taskonomy'"
+        )
+    yield from _separate_faults(config)
+
+
+def _side(dataset: str) -> int:
+    return DATASETS[dataset].shape[0]
+
+
+def _separate_faults(config: Config) -> Iterator[str]:
+    """Yields what tasks with outputs of their own do not allow."""
     if config.init != "scratch":
         yield (
             f"config.init = {config.init!r} needs one task of all classes, which "
-            "several data sets do not have: use 'scratch'"
+            "tasks with outputs of their own do not have: use 'scratch'"
         )
     guilty = [row for row in config.rows if METHODS[row].refit == "ensemble"]
     if guilty:
@@ -364,7 +416,7 @@ def _other_faults(config: Config) -> Iterator[str]:
 
 
 def _checkpoint_faults(config: Config) -> Iterator[str]:
-    classified = config.tasks != "datasets"
+    classified = config.tasks in ("split", "prime_odd")
     if classified and not config.classes:
         yield (
             "config.classes = () does not say which classes the networks in "

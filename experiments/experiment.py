@@ -17,7 +17,7 @@ from experiments.checks import check_config
 from experiments.defaults import shrunk
 from experiments.fingerprints import code_digest, versions
 from experiments.methods.merges import Merger, Setting
-from experiments.methods.rows import METHODS, Method, chosen_cuts, chosen_methods
+from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
 from experiments.methods.unit_pairs import unit_pairs
 from experiments.parents import cache
@@ -116,6 +116,7 @@ class Experiment:
         """Evaluates every method and writes the report."""
         results: list[Result] = []
         matched: list[report.Picture] = []
+        drawn: set[int] = set()
         for every in self.parents():
             for group, numbers in groups(self.config.groups, len(every.models)):
                 parents = every.subset(numbers)
@@ -127,6 +128,9 @@ class Experiment:
                         for found in self.results(setting, candidate)
                     ]
                 matched = matched or self.unit_pictures(setting)
+                if drawn.isdisjoint(numbers):  # Every task once.
+                    matched += self.predictions(setting)
+                    drawn.update(numbers)
         if jax.process_index() == 0:
             self.write(results, matched)
         return results
@@ -169,10 +173,16 @@ class Experiment:
         config = self.config
         if config.checkpoints is not None:
             suite = self.kind.pretrained(Path(config.checkpoints))
-            yield pretrained(config, suite)
+            yield self.scaled(pretrained(config, suite))
             return
         trainer = Trainer(config, self.kind, self.workdir, self.track, self.say)
-        yield from map(trainer.parents, config.seeds)
+        for seed in config.seeds:
+            yield self.scaled(trainer.parents(seed))
+
+    def scaled(self, parents: Parents) -> Parents:
+        """Returns the networks with tasks whose metrics know how well these do."""
+        suite = parents.suite.scaled(parents.models, self.config.batch_size)
+        return dataclasses.replace(parents, suite=suite)
 
     def prepare(self, parents: Parents) -> Setting:
         """Resets the networks if the config says so, and collects their moments."""
@@ -307,7 +317,6 @@ class Experiment:
         plain = {p: x for p, x in assignments.items() if suite.spec.is_plain(p)}
         where, number = f"Networks: {setting.parents.name}.", len(setting.models)
         drawn = pictures.match_pictures(plain, setting.moments, number, where)
-        drawn += self.predictions(setting, where)
         if number != 2:
             return drawn
         if landscape := self.landscape(setting, {"ZipIt!": assignments}):
@@ -324,29 +333,31 @@ class Experiment:
                 drawn.append(pictures.pairs_picture(pairs, where))
         return drawn
 
-    def predictions(self, setting: Setting, where: str) -> list[report.Picture]:
-        """Draws what networks and their zips predict, if that can be drawn."""
-        suite, zipped, drawn = setting.suite, dict[str, Model](), []
+    def predictions(self, setting: Setting) -> list[report.Picture]:
+        """Draws what networks and their merges predict, if that can be drawn."""
+        suite, merges, drawn = setting.suite, dict[str, Model](), []
+        where = f"Networks: {setting.parents.name}."
         for number, task in enumerate(suite.tasks):
             if not isinstance(task.objective, Drawable):
                 continue
-            zipped = zipped or self.zipped(setting)
+            merges = merges or self.merges(setting)
             parent = f"Model {setting.parents.letters[number]}"
             own = suite.forward(task.apply_fn, setting.models[number], number)
             answers = {parent: own} | {
                 name: suite.forward(suite.functions, model, number)
-                for name, model in zipped.items()
+                for name, model in merges.items()
             }
             shown = task, task.objective, answers, where
             drawn.append(pictures.prediction_picture(*shown))
         return drawn
 
-    def zipped(self, setting: Setting) -> dict[str, Model]:
-        """Returns the zips of one seed, whole and in part, by name."""
-        zipit, key = METHODS["zipit"], next(iter(setting.parents.keys.values()))
+    def merges(self, setting: Setting) -> dict[str, Model]:
+        """Returns the merges of every method, whole and in part, by name."""
+        key = next(iter(setting.parents.keys.values()))
         candidates = [
-            self.candidate(setting, zipit, stop)
-            for stop in self.stops(setting.suite, zipit)
+            self.candidate(setting, method, stop)
+            for method in self.methods
+            for stop in self.stops(setting.suite, method)
         ]
         return {candidate.name: candidate.make(key) for candidate in candidates}
 

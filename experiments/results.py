@@ -25,15 +25,15 @@ class Result:
         compiled forward pass.
       joint: accuracy over the classes of all tasks together, a fraction; None where
         tasks have no classes in common.
-      tasks: the score on each task alone, 1 if it is perfect; None for tasks of
-        networks that are not merged.
+      tasks: the score on each task alone, 1 if it is perfect, or as good as what it is
+        compared with; None for tasks of networks that are not merged.
       layers: number of zipped layers; None (or 0) for methods that are not zips.
       group: the table that the result belongs to: "" for merges of all networks.
       headings: the tasks' names in the table; "Task A" and so on by default.
 
     Raises:
-      ValueError: if there is no task, an accuracy is not a fraction, a score is above
-        1 or not finite, or ``flops`` or ``layers`` is negative.
+      ValueError: if there is no task, the joint accuracy is not a fraction, a score is
+        not finite, or ``flops`` or ``layers`` is negative.
     """
 
     method: str
@@ -55,10 +55,8 @@ class Result:
                 f"{where}: accuracy {self.joint} is not a fraction between 0 and 1"
             )
         for score in scores:
-            if not (math.isfinite(score) and score <= 1):
-                raise ValueError(
-                    f"{where}: the score {score} is not finite, or above 1"
-                )
+            if not math.isfinite(score):
+                raise ValueError(f"{where}: the score {score} is not finite")
         if not (math.isfinite(self.flops) and self.flops >= 0 <= (self.layers or 0)):
             raise ValueError(
                 f"{where}: flops {self.flops} and layers {self.layers} must not be "

@@ -116,12 +116,13 @@ class Merger:
     ) -> dict[str, Any]:
         """Returns the best settings of a grid, searched once per set of networks.
 
-        The score is the average accuracy on training images.
+        The score is the average of the tasks' on training images.
         """
         if all(len(values) == 1 for values in grid.values()):
             return {name: value for name, (value,) in grid.items()}
         parents = setting.parents
-        suite = parents.suite.searching(self.config.search_images)
+        searching = parents.suite.searching(self.config.search_images)
+        suite = searching.scaled(parents.models, self.config.batch_size)
 
         def score(merged: zipjax.Merged) -> float:
             model = plain(self.runner.calibrated(merged, suite))

@@ -1,6 +1,7 @@
 """The networks that a config can name, each with its declared permutation spec."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 
 import zipjax
 from experiments.data.splits import LABEL
-from zipjax.models import deeplab, mlp, resnet, swin, vit
+from zipjax.models import deeplab, mlp, resnet, swin, taskonomy, vit
 
 
 class Architecture(NamedTuple):
@@ -75,6 +76,38 @@ def _resnet50(
     return resnet.ResNet(outputs, depths, width=width, groups=groups)
 
 
+def _encoder_decoder(
+    outputs: int,
+    *,
+    decoder: str = "dense",
+    side: int = 16,
+    width: float = 1.0,
+    depths: tuple[int, ...] = (3, 4, 6, 3),
+    code: int = 8,
+    decoder_width: float = 1.0,
+    hidden: int = 2048,
+) -> taskonomy.EncoderDecoder:
+    """Makes Taskonomy's network for a task.
+
+    Args:
+      outputs: number of channels or classes.
+      decoder: "dense" for images between -1 and 1, "logits" for classes of pixels,
+        "classes" for classes of images.
+      side: side of the code, that of the image divided by 16.
+      width: of the encoder.
+      depths: of its stages.
+      code: its channels.
+      decoder_width: of decoders of images.
+      hidden: the hidden width of decoders of classes.
+    """
+    encoder = taskonomy.TaskonomyEncoder(width, depths, code)
+    if decoder == "classes":
+        classes = taskonomy.ClassDecoder(outputs, hidden, side)
+        return taskonomy.EncoderDecoder(encoder, classes)
+    dense = taskonomy.DenseDecoder(outputs, decoder_width, decoder == "dense")
+    return taskonomy.EncoderDecoder(encoder, dense)
+
+
 ARCHITECTURES = {
     "mlp": Architecture(mlp.MLP, mlp.spec, {"hidden": (8, 8)}),
     "resnet20": Architecture(
@@ -92,6 +125,17 @@ ARCHITECTURES = {
         _resnet_spec,
         {"depths": (1, 1), "width": 1 / 16, "groups": 2, "hidden": 4, "rates": (1,)},
         _backbones_classifier,
+    ),
+    "taskonomy": Architecture(
+        _encoder_decoder,
+        taskonomy.spec,
+        {
+            "width": 1 / 16,
+            "depths": (1, 1),
+            "code": 2,
+            "decoder_width": 1 / 16,
+            "hidden": 4,
+        },
     ),
 }
 
@@ -115,9 +159,10 @@ def smallest(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: if there is no network of that name.
     """
     chosen = architecture(name)
-    network = chosen.make(outputs=1, **options)
-    least = chosen.smallest.items()
-    return {**options, **{k: v for k, v in least if getattr(network, k) is not None}}
+    known = inspect.signature(chosen.make).parameters
+    sizes = {**{k: known[k].default for k in chosen.smallest}, **options}
+    least = {k: v for k, v in chosen.smallest.items() if sizes[k] is not None}
+    return {**options, **least}
 
 
 def build(

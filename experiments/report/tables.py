@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.results import (
+    AS_TRAINED,
     ENSEMBLE,
     Mean,
     Result,
@@ -27,6 +28,10 @@ MODELS = "Trained networks"
 MERGED = "Merged into one network"
 PARTIAL = "Merged in part: a shared trunk and a head for each network"
 BOUND = "Upper bound"
+OWN = "Own network"
+"""Every task's own network, where tables have tasks as rows."""
+
+_MOST_COLUMNS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +62,19 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The table as every format shows it."""
+    """The table as every format shows it.
+
+    Attributes:
+      columns: their headings; the first is that of the rows' names.
+      sections: the rows.
+      caption: how to read it.
+      unit: the unit of the operations, which a column or a row is named after.
+    """
 
     columns: tuple[str, ...]
     sections: tuple[Section, ...]
     caption: str
+    unit: str
 
 
 def make_tables(results: Iterable[Result]) -> list[Table]:
@@ -81,8 +94,8 @@ def make_tables(results: Iterable[Result]) -> list[Table]:
 def make_table(results: Sequence[Result]) -> Table:
     """Lays out one table: sections from the trained networks to the upper bound.
 
-    The best scores among the networks merged into one are marked: these all cost what
-    one network costs, so that they can be compared.
+    Tasks are columns, or rows if they are many. The best scores are marked among the
+    networks merged into one, or merged in part, if all of these cost the same.
 
     Args:
       results: of one group.
@@ -93,6 +106,8 @@ def make_table(results: Sequence[Result]) -> Table:
     Raises:
       ValueError: if there are no results or their seeds or tasks do not match.
     """
+    if results and len(results[0].tasks) > _MOST_COLUMNS:
+        return _with_tasks_as_rows(results)
     summaries = summarise(results)
     if not summaries:
         raise ValueError("no results to report")
@@ -104,11 +119,79 @@ def make_table(results: Sequence[Result]) -> Table:
         for title, members in _grouped(summaries).items()
         if members
     ]
+    best = "Bold: the best of those merged into one network."
     return Table(
         ("Method", unit, *joint, *tasks, "Average"),
         tuple(sections),
-        _caption(first, summaries[0].seeds),
+        _caption(first, summaries[0].seeds, best),
+        unit,
     )
+
+
+def _with_tasks_as_rows(results: Sequence[Result]) -> Table:
+    """Lays out a table of many tasks, with a column for every method."""
+    first, separate = results[0], [r for r in results if is_model(r.method)]
+    others = [r for r in results if not is_model(r.method)]
+    summaries = summarise([*_own_networks(separate), *others])
+    unit, scale = _flops_unit(max(summary.flops for summary in summaries))
+    grouped = _grouped(summaries)
+    merged = grouped[MERGED] or grouped[PARTIAL]
+    same = len({_flops(row.flops / scale) for row in merged}) == 1
+    rows = [
+        row
+        for members in grouped.values()
+        for row in _rows(members, scale, mark=members is merged and same)
+    ]
+    cost, *scores = zip(*(cells for _, cells in rows), strict=True)
+    headings, metric = _shared_metric(task_headings(first))
+    joint = [] if first.joint is None else ["Joint"]
+    *named, average = zip([*joint, *headings, "Average"], scores, strict=True)
+    best = "Bold: the best merge." if same else ""
+    caption = _caption(first, summaries[0].seeds, best)
+    return Table(
+        ("Task", *(method for method, _ in rows)),
+        (Section("Tasks", tuple(named)), Section("All", (average, (unit, cost)))),
+        f"{metric[:1].upper()}{metric[1:]}. {caption}" if metric else caption,
+        unit,
+    )
+
+
+def _own_networks(results: Sequence[Result]) -> list[Result]:
+    """Returns the trained networks as one method: every task by its own."""
+    found = []
+    for suffix in ("", AS_TRAINED):
+        own = [r for r in results if r.method.endswith(AS_TRAINED) == bool(suffix)]
+        for seed in dict.fromkeys(r.seed for r in own):
+            here = [r for r in own if r.seed == seed]
+            joint = [r.joint for r in here if r.joint is not None]
+            tasks = [
+                [r.tasks[k] for r in here if r.method == f"Model {letter(k)}{suffix}"]
+                for k in range(len(here[0].tasks))
+            ]
+            found.append(
+                dataclasses.replace(
+                    here[0],
+                    method=f"{OWN}{suffix}",
+                    flops=_mean([r.flops for r in here]),
+                    joint=_mean(joint) if joint else None,
+                    tasks=tuple(_mean(scores) if scores else None for scores in tasks),
+                )
+            )
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def _shared_metric(headings: Sequence[str]) -> tuple[Sequence[str], str]:
+    """Returns headings without the metric that all of them name, and that metric."""
+    parts = [heading.rpartition(", ") for heading in headings]
+    metric = parts[0][-1]
+    if any((comma, own) != (", ", metric) for _, comma, own in parts):
+        return headings, ""
+    return [name for name, _, _ in parts], metric
 
 
 def task_headings(result: Result) -> Sequence[str]:
@@ -163,7 +246,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _grouped(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
     """Sorts rows into sections; a merge that costs more than a network is partial."""
-    models = [row for row in summaries if is_model(row.method)]
+    models = [r for r in summaries if is_model(r.method) or r.method.startswith(OWN)]
     one_network = max((row.flops for row in models), default=summaries[0].flops)
     groups: dict[str, list[Summary]] = {MODELS: models}
     groups |= {MERGED: [], PARTIAL: [], BOUND: []}
@@ -215,7 +298,7 @@ def _flops(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _caption(first: Result, seeds: Sequence[int]) -> str:
+def _caption(first: Result, seeds: Sequence[int], best: str) -> str:
     spread = (
         f"mean ± standard deviation over {len(seeds)} seeds"
         if len(seeds) > 1
@@ -225,5 +308,4 @@ def _caption(first: Result, seeds: Sequence[int]) -> str:
     what = "Accuracy in %" if accuracies else "In %"
     group = first.group
     merged = f"{group}: every task in the mean of its own. " if group else ""
-    best = "Bold: the best of those merged into one network."
-    return f"{merged}{what}, {spread}. {best}"
+    return f"{merged}{what}, {spread}. {best}".rstrip()

@@ -279,6 +279,11 @@ CHANGES = {
         "groups": ("pairs",),
         "datasets": (("Digits", "digits", ()),),
         "image_size": 7,
+        "scenes.tasks": ("normal", "reshading"),
+        "scenes.images": "noise10",
+        "scenes.train": 7,
+        "scenes.test": 7,
+        "scenes.size": 32,
         "finetune.epochs": 7,
         "finetune.batch_size": 7,
         "finetune.learning_rate": 0.7,
@@ -340,6 +345,36 @@ def test_data_sets_are_checked_one_by_one(changes, message):
     check_config(config_of(**usual))
     with pytest.raises(ValueError, match=message):
         check_config(config_of(**{**usual, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scenes__tasks": ("normal", "horizon")}, "'horizon'.*'reshading'"),
+        ({"scenes__tasks": ("normal", "normal")}, "must be different names"),
+        ({"scenes__tasks": ("normal",)}, "lists 1 tasks for config.num_tasks = 2"),
+        ({"scenes__images": "digits"}, "config.scenes.images = 'digits'"),
+        ({"scenes__images": "noise10"}, "those of config.scenes.images = 'noise10'"),
+        ({"scenes__size": 40}, "config.scenes.size = 40 must be a multiple of 16"),
+        ({"model": "mlp"}, "config.model = 'mlp' has no encoder"),
+        ({"init": "finetuned"}, "needs one task of all classes"),
+    ],
+)
+def test_tasks_on_scenes_fit_their_images(changes, message):
+    usual = {"tasks": "scenes", "scenes__tasks": ("normal", "denoising")}
+    usual |= {"model": "taskonomy", "network": ConfigDict()}
+    check_config(config_of(**usual))
+    with pytest.raises(ValueError, match=message):
+        check_config(config_of(**{**usual, **changes}))
+
+
+def test_images_of_a_data_set_keep_their_size():
+    tasks = {"tasks": "scenes", "scenes__tasks": ("keypoints2d", "denoising")}
+    network = {"model": "taskonomy", "network": ConfigDict()}
+    noise = {**tasks, **network, "scenes__images": "noise10"}
+    check_config(config_of(**noise, scenes__size=32))
+    with pytest.raises(ValueError, match=r"size = 48.* have 32 pixels a side"):
+        check_config(config_of(**noise))
 
 
 class Stop(Exception):

@@ -69,7 +69,7 @@ def test_results_that_do_not_fit_together(second, message):
     [
         {"joint": 87.4},
         {"joint": float("nan")},
-        {"tasks": (0.5, 1.1)},
+        {"tasks": (0.5, float("-inf"))},
         {"tasks": (None, None)},
         {"tasks": ()},
         {"flops": -1.0},

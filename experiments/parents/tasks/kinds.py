@@ -9,6 +9,7 @@ import jax
 from experiments.data.splits import Track
 from experiments.parents.tasks.classes import ClassKind
 from experiments.parents.tasks.logits import DatasetsKind
+from experiments.parents.tasks.scenes import ScenesKind
 from experiments.parents.tasks.suite import Suite, Task
 
 
@@ -42,5 +43,6 @@ KINDS: Mapping[str, Callable[[Any, Track], Kind]] = {
     "split": ClassKind.of,
     "prime_odd": ClassKind.of,
     "datasets": DatasetsKind.of,
+    "scenes": ScenesKind.of,
 }
 """By name; each is made from a config and a progress bar."""

@@ -44,7 +44,10 @@ class Objective(Protocol):
         ...
 
     def score(self, forward: Forward, batches: Iterable[tuple[Any, AnyArray]]) -> float:
-        """Returns the metric on all batches of inputs and targets; 1 is perfect."""
+        """Returns the metric on all batches of inputs and targets, 1 if all is right.
+
+        A metric that compares with the task's own network is 1 where it does as well.
+        """
         ...
 
 
@@ -222,6 +225,16 @@ class Suite:
             for task in self.tasks
         ]
         return dataclasses.replace(self, tasks=tuple(tasks))
+
+    def scaled(self: S, models: Sequence[Any], size: int) -> S:
+        """Returns the suite whose metrics know how well the tasks' own networks do.
+
+        Args:
+          models: the variables of every task's network.
+          size: number of images in a batch.
+        """
+        del models, size
+        return self
 
     def inputs(self, size: int) -> Iterator[Array]:
         """Yields batches of ``measured``; of several processes, each its share.
