@@ -168,7 +168,6 @@ def shrunk(config: Config) -> Config:
     small.scenes.size = 32
     small.scenes.train, small.scenes.test = 8, 4
     small.scenes.tasks = config.scenes.tasks[:2]
-    small.num_tasks = len(small.scenes.tasks) or config.num_tasks
     small.seeds = config.seeds[:1]
     small.network.update(smallest(config.model, config.network.to_dict()))
     small.rows = one_of_a_kind(config.rows, config.partial_rows)
