@@ -6,6 +6,7 @@ data set, for the tasks that need no more than an image.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -42,6 +43,8 @@ Fields: TypeAlias = Mapping[str, np.ndarray]
 
 Examples: TypeAlias = Callable[[str], Split]
 """Gives the examples of a task, by its name."""
+
+_log = logging.getLogger(__name__)
 
 _CODE = "encoder/code"
 _PIXELS = Pixels((0.5,), (0.25,))
@@ -98,8 +101,21 @@ class EncoderSuite(Suite):
                 functools.partial(task.test.batches, size, *process()),
                 _targets(task.train, size),
             )
+            _check_learned(task.name, objective)
             tasks.append(dataclasses.replace(task, objective=objective))
         return dataclasses.replace(self, tasks=tuple(tasks))
+
+
+def _check_learned(name: str, objective: Scaled) -> None:
+    """Warns of a network that no scale can be made of."""
+    scale = objective.scale
+    if scale is not None and scale.parent >= scale.estimator:
+        _log.warning(
+            "%s: its network's error, %.4g, is no better than %.4g, which the mean of "
+            "the training labels has: its scaled performances mean nothing. Train it "
+            "for longer, or a larger network",
+            *(name, scale.parent, scale.estimator),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

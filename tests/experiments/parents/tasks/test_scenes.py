@@ -11,7 +11,8 @@ from experiments.data.datasets import load_dataset
 from experiments.data.sources import Arrays
 from experiments.defaults import default, shrunk
 from experiments.methods.runner import Runner
-from experiments.parents.tasks.scenes import ScenesKind, View
+from experiments.parents.tasks.scaled import Distance, Scale, Scaled
+from experiments.parents.tasks.scenes import ScenesKind, View, _check_learned
 from experiments.scenes.labels import NOISE
 from tests.networks import variables
 
@@ -136,6 +137,12 @@ def test_networks_of_the_tasks_are_the_scale(suite):
     assert own.tasks[1].objective == again
     searched = scaled.searching(None).scaled(models, 4)
     assert searched.tasks[1].objective.scale != scale
+
+
+@pytest.mark.parametrize(("error", "warned"), [(0.3, True), (0.1, False)])
+def test_networks_that_learned_nothing_are_told(error, warned, caplog):
+    _check_learned("depth", Scaled(Distance(), Scale(error, 0.2)))
+    assert ("depth: its network's error, 0.3" in caplog.text) == warned
 
 
 def test_there_is_no_task_of_all():
