@@ -145,7 +145,7 @@ class ScenesKind:
     def of(cls, config: Any, track: Track) -> "ScenesKind":
         """Renders, opens or labels the images of a config."""
         known = {SCENES: rendered, TASKONOMY: stored}
-        opened = known.get(config.scenes.images, labelled)
+        opened = known.get(config.scenes.images, with_labels)
         return cls(config, *opened(config, track))
 
     def suite(self, key: jax.Array) -> EncoderSuite:
@@ -199,7 +199,7 @@ def rendered(config: Any, track: Track) -> list[Examples]:
     return found
 
 
-def labelled(config: Any, track: Track) -> list[Examples]:
+def with_labels(config: Any, track: Track) -> list[Examples]:
     """Labels images of a data set for training and for testing.
 
     Args:

@@ -128,6 +128,30 @@ def test_corners_are_where_their_coordinates_say(setting):
     assert y[0] < laid.corners[:, 1].min() < laid.corners[:, 1].max() < y[-1]
 
 
+def test_networks_are_projected_to_their_principal_components(setting):
+    *_, corners = setting
+    rng = np.random.default_rng(0)
+    networks = [
+        jax.tree_util.tree_map(lambda x: x + 0.1 * rng.normal(size=x.shape), corner)
+        for corner in (*corners, corners[1], corners[2])
+    ]
+    laid = Plane.close_to(networks)
+    flat = np.stack([params(network) for network in networks])
+    spread = np.cov(laid.corners.T)
+    # The plane has all that the two largest components have, and nothing else.
+    centred = flat - flat.mean(0)
+    largest = np.linalg.svd(centred, compute_uv=False)[:2] ** 2 / (len(flat) - 1)
+    np.testing.assert_allclose(np.linalg.eigvalsh(spread)[::-1], largest, rtol=1e-6)
+    assert laid.corners[0].tolist() == [0, 0]
+    assert laid.corners[1, 0] > 0
+    # What a point lacks of its network is perpendicular to the plane.
+    for place, network in zip(laid.corners, networks, strict=True):
+        rest = params(network) - params(laid.at(*place))
+        np.testing.assert_allclose(laid.axes @ rest, 0, atol=1e-5)
+    middle = jax.tree_util.tree_map(lambda x, y: (np.asarray(x) + y) / 2, *networks[:2])
+    assert Plane.close_to([networks[0], networks[1], middle]) is None
+
+
 def test_three_networks_on_a_line_span_no_plane(setting):
     _, (a, b, _), _ = setting
     middle = jax.tree_util.tree_map(lambda x, y: (np.asarray(x) + y) / 2, a, b)
