@@ -25,6 +25,6 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.search_images = 2000
     config.grid.balance = (0.3, 0.5, 0.7)
     config.pictures = ("basins", "pairs")
-    config.plane.points, config.plane.images = 11, 1000
+    config.plane.points, config.plane.images = 11, 2500
     config.init = init
     return config

@@ -15,6 +15,8 @@ from zipjax.trees import path_leaves
 
 # Every unit of one network is merged with so many of the other.
 _PARTNERS = 16
+# Of the most that a unit varies, as a variance: less is none.
+_DEAD = 1e-8
 
 
 def unit_pairs(
@@ -50,6 +52,8 @@ def unit_pairs(
     leaves = [path_leaves(model) for model in models]
     weights = zipjax.weight_similarity(leaves, spec, perm, aligned)
     activations = np.asarray(setting.moments[perm].correlation())
+    # Units that are always 0 correlate with anything, or nothing.
+    alive_units = varying(setting.moments[perm])
     found = []
     for shift in track(np.unique(np.linspace(0, units - 1, _PARTNERS, dtype=int))):
         moved = aligned[perm].copy()
@@ -60,10 +64,17 @@ def unit_pairs(
         )
         merged = runner.calibrated(merged, suite)
         kept = _kept(merged, setting, runner, suite, perm, partners)
-        own = np.arange(units)
-        place = own, units + partners
-        found.append((np.asarray(weights)[place], activations[place], kept))
+        place = np.arange(units), units + partners
+        alive = alive_units[place[0]] & alive_units[place[1]] & ~np.isnan(kept)
+        figures = np.asarray(weights)[place], activations[place], kept
+        found.append([figure[alive] for figure in figures])
     return UnitPairs(perm, *map(np.concatenate, zip(*found, strict=True)))
+
+
+def varying(moments: zipjax.Moments) -> np.ndarray:
+    """Returns which units vary, ``[N*n]``."""
+    sums = np.diagonal(np.asarray(moments.m2))
+    return sums > _DEAD * sums.max()
 
 
 def _kept(
@@ -74,7 +85,10 @@ def _kept(
     perm: str,
     partners: np.ndarray,
 ) -> np.ndarray:
-    """Returns the smaller correlation of every merged unit with its two parents."""
+    """Returns the smaller correlation of every merged unit with its two parents.
+
+    NaN for merged units that do not vary.
+    """
     functions = each(suite.functions, 2, "functions")
     specs = each(suite.specs, 2, "specs")
     moments = zipjax.collect_moments(
@@ -90,4 +104,4 @@ def _kept(
     own = np.arange(units)
     first = correlation[own, units + own]
     second = correlation[own, 2 * units + partners]
-    return np.minimum(first, second)
+    return np.where(varying(moments[perm])[own], np.minimum(first, second), np.nan)

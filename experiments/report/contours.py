@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from experiments.report.plane import Landscape
-from experiments.report.style import WIDTH
+from experiments.report.style import MARKERS, WIDTH
 from experiments.results import letter
 
 _LEAST_LOSS = 1e-3  # Lower losses are drawn as this one.
+_NAMED = 3  # So many networks have their names beside them; zips of more, a legend.
 
 
 def loss_contours(landscape: Landscape, *, mean: bool = False) -> Figure:
@@ -42,6 +43,10 @@ def loss_contours(landscape: Landscape, *, mean: bool = False) -> Figure:
     for title, axes in zip(titles, panels, strict=True):
         _mark_networks(axes, landscape)
         axes.set(title=title, aspect="equal")
+    if len(landscape.names) > _NAMED:
+        handles, names = panels[0].get_legend_handles_labels()
+        style = {"loc": "outside upper center", "frameon": False, "ncols": len(names)}
+        figure.legend(handles, names, **style)
     bar = figure.colorbar(shades[0], ax=panels, location="bottom", aspect=40)
     bar.set_label("cross-entropy")
     bar.set_ticks(levels[::2], labels=[f"{level:.2g}" for level in levels[::2]])
@@ -50,15 +55,24 @@ def loss_contours(landscape: Landscape, *, mean: bool = False) -> Figure:
 
 
 def _mark_networks(axes: Axes, landscape: Landscape) -> None:
-    """Marks and names the two networks and their zips."""
-    outline = [withStroke(linewidth=2.5, foreground="white")]
-    corners = landscape.corners
+    """Marks the two networks and their zips, and names the networks.
+
+    A single zip is named, too; several, which may lie close together, have markers.
+    """
+    corners, names = landscape.corners, landscape.names
     axes.plot(*corners[:2].T, color="black", ls="--", lw=1)
-    axes.plot(*corners.T, "o", color="black", mec="white", ms=6)
-    middle = corners[:, 1].mean()
-    for name, place in zip(landscape.names, corners, strict=True):
+    axes.plot(*corners[:2].T, "o", color="black", mec="white", ms=6)
+    zips = list(zip(names[2:], corners[2:], strict=True))
+    marks = MARKERS[1:] if len(zips) > 1 else MARKERS
+    for (name, place), marker in zip(zips, marks, strict=False):
+        style = {"color": "black", "mec": "white", "ms": 8, "label": name, "ls": ""}
+        axes.plot(*place, marker=marker, **style)
+    for name, place in [
+        *zip(names[:2], corners, strict=False),
+        *zips * (len(zips) < 2),
+    ]:
         # Names go to the side where there are fewer networks.
-        shift, va = (9, "bottom") if place[1] > middle else (-9, "top")
+        shift, va = (9, "bottom") if place[1] > corners[:, 1].mean() else (-9, "top")
         axes.annotate(
             name,
             place,
@@ -66,5 +80,5 @@ def _mark_networks(axes: Axes, landscape: Landscape) -> None:
             textcoords="offset points",
             ha="center",
             va=va,
-            path_effects=outline,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )

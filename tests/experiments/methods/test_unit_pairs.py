@@ -20,7 +20,9 @@ def setting():
     config = default("", "mlp", hidden=(7, 6, 5))
     images = np.random.default_rng(0).normal(size=(60, 4, 4, 1)).astype(np.float32)
     data = Dataset(*[in_memory(images, np.arange(60) % 3)] * 2, 3)
-    suite = DatasetsKind(config, [("A", data, Logits(3)), ("B", data, Logits(3))]).suite(jax.random.key(0))
+    suite = DatasetsKind(
+        config, [("A", data, Logits(3)), ("B", data, Logits(3))]
+    ).suite(jax.random.key(0))
     model = variables(suite.tasks[0].network, (4, 4, 1), 0)
     orders = zipjax.random_permutations(suite.spec, jax.random.key(1))
     models = [model, zipjax.permute_params(model, suite.spec, orders)]
