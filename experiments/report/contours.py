@@ -32,7 +32,8 @@ def loss_contours(landscape: Landscape, *, mean: bool = False) -> Figure:
     levels = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), 15)
     # As high as equal scales make the panels, with room for titles and colours.
     ratio = np.ptp(landscape.y) / np.ptp(landscape.x)
-    height = 1.3 + 0.9 * WIDTH / len(losses) * ratio
+    several = len(landscape.names) > _NAMED
+    height = 1.3 + 0.9 * WIDTH / len(losses) * ratio + 0.5 * several
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, len(losses), sharex=True, sharey=True, squeeze=False)[0]
     style = {"norm": LogNorm(levels[0], levels[-1]), "cmap": "viridis_r"}
@@ -43,7 +44,7 @@ def loss_contours(landscape: Landscape, *, mean: bool = False) -> Figure:
     for title, axes in zip(titles, panels, strict=True):
         _mark_networks(axes, landscape)
         axes.set(title=title, aspect="equal")
-    if len(landscape.names) > _NAMED:
+    if several:
         handles, names = panels[0].get_legend_handles_labels()
         style = {"loc": "outside upper center", "frameon": False, "ncols": len(names)}
         figure.legend(handles, names, **style)
