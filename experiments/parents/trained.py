@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from experiments.results import letter
 from zipjax import hosts
 from zipjax.evaluation import LOGIT_SCALE
 from zipjax.interop.torch import from_flax, load_state_dict, to_flax
-from zipjax.trees import nested, path_leaves
+from zipjax.trees import nested, path_leaves, summary
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,27 +181,35 @@ def pretrained(config: Config, suite: Suite) -> Parents:
 
 
 def started(path: Path, task: Task, key: jax.Array) -> Variables:
-    """Reads what networks start from: a file of PyTorch's, which may lack the head.
+    """Reads what networks start from: a file of PyTorch's, with another head or none.
+
+    Parameters that the file lacks, or that have other shapes in it, are drawn; a
+    warning names them.
 
     Args:
       path: the file.
       task: the task of one of the networks.
-      key: PRNG key of what the file lacks.
+      key: PRNG key of what is drawn.
 
     Raises:
-      ValueError: if the file has none of the network's parameters, or others.
+      ValueError: if the file has none of the network's parameters, or further ones.
       OSError: if it cannot be read.
     """
     example, _ = next(task.train.batches(1))
     drawn = from_flax(task.network, dict(task.network.init(key, example)))
     found = load_state_dict(path)
-    if not set(found) & set(drawn):
+    shapes = {name: np.shape(x) for name, x in found.items()}
+    others = {name for name, x in drawn.items() if shapes.get(name) != np.shape(x)}
+    if len(others) == len(drawn):
         raise ValueError(
             f"config.start = {str(path)!r} has the parameters {sorted(found)[:3]} and "
             f"so on, but the network's are {sorted(drawn)[:3]} and so on: pass a file "
             "of this network"
         )
-    return to_flax(task.network, {**drawn, **found})
+    if others:
+        _log.warning("%s gives no start for %s: drawn", path, summary(sorted(others)))
+    kept = {name: x for name, x in found.items() if name not in others}
+    return to_flax(task.network, {**drawn, **kept})
 
 
 def keys_of(config: Config, seed: int) -> jax.Array:

@@ -13,7 +13,7 @@ from experiments.data.pixels import Pixels
 from experiments.data.splits import Dataset, in_memory
 from experiments.defaults import default
 from experiments.parents.tasks.classes import ClassKind
-from experiments.parents.trained import Trainer, pretrained
+from experiments.parents.trained import Trainer, pretrained, started
 from tests.networks import variables
 from zipjax.interop.torch import from_flax, save_state_dict
 from zipjax.models import mlp
@@ -162,3 +162,23 @@ def test_other_settings_train_again(reused):
     config = default("", "mlp", hidden=(5,))
     config.train.epochs, config.train.weight_decay = 1, 0.0
     assert reused(config=config) == 0
+
+
+def test_networks_start_from_a_file_with_another_head(tmp_path, caplog):
+    pytest.importorskip("safetensors", reason="needs the extra [torch]")
+    given = variables(mlp.MLP((5,), 7), (1, 1, 1), 5)
+    file = tmp_path / "start.safetensors"
+    save_state_dict(file, from_flax(mlp.MLP((5,), 7), given))
+    config = default("", "mlp", hidden=(5,))
+    (task, _) = kind(config, split()).suite(jax.random.key(0)).tasks
+    found = [started(file, task, jax.random.key(k))["params"] for k in (0, 1)]
+    for own in found:
+        for name, leaf in given["params"]["dense_0"].items():
+            np.testing.assert_array_equal(own["dense_0"][name], leaf)
+        assert own["head"]["kernel"].shape == (5, 3)
+    assert not np.array_equal(found[0]["head"]["kernel"], found[1]["head"]["kernel"])
+    assert "2.bias" in caplog.text
+    file = tmp_path / "other.safetensors"
+    save_state_dict(file, {"conv1.weight": np.ones((1, 1, 1, 1), np.float32)})
+    with pytest.raises(ValueError, match=r"config.start = .*'conv1.weight'.*'0.bias'"):
+        started(file, task, jax.random.key(0))
