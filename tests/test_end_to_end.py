@@ -11,7 +11,7 @@ import pytest
 
 import zipjax
 from experiments.data.datasets import load_dataset
-from experiments.parents.tasks import split_classes
+from experiments.parents.tasks.classes import split_classes
 
 KEY = jax.random.key(0)
 TASKS = split_classes(10, 2, KEY)

@@ -14,7 +14,7 @@ from experiments.methods.rows import METHODS, one_of_a_kind
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
-ALL_ROWS = {"digits", "digits_resnet20", "camvid_cifar10", "mnist_prime_odd"}
+ALL_ROWS = {"digits", "camvid_cifar10", "mnist_prime_odd"}
 
 
 def load(path, *init):
