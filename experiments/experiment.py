@@ -292,14 +292,14 @@ class Experiment:
 
     def count_flops(self, suite: Suite, model: Model, only: int | None) -> float:
         """Returns the operations for one image, counted once per set of shapes."""
-        functions = functions_for(suite, model, only)
-        image, _ = next(suite.tasks[0].train.batches(1))
+        functions = functions_for(suite, only)
+        image = suite.tasks[0].train.example()
         leaves = jax.tree_util.tree_leaves_with_path(model)
         shapes = tuple((path, np.shape(leaf)) for path, leaf in leaves)
         key = functions, shapes, image.shape
         if key not in self.flops:  # Counting compiles the network.
             forward = forward_of(functions, model)
-            self.flops[key] = zipjax.flops(forward, model, image[:1])
+            self.flops[key] = zipjax.flops(forward, model, image)
         return self.flops[key]
 
     def unit_pictures(self, setting: Setting) -> list[report.Picture]:

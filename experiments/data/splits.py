@@ -65,6 +65,11 @@ class Split:
         first = [np.flatnonzero(self.labels == label)[:count] for label in classes]
         return self.take(np.sort(np.concatenate(first)))
 
+    def example(self) -> jax.Array:
+        """Returns the first image, normalised, as a batch of one."""
+        image, _ = next(self.take(slice(1)).batches(1))
+        return image
+
     def towards(self, target: str) -> "Split":
         """Returns the same examples with another target: "label", or a dense one."""
         return dataclasses.replace(self, target=target)

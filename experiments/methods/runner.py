@@ -41,30 +41,25 @@ class Runner:
           suite: the tasks.
           only: the task that the model is a network of.
         """
-        functions = functions_for(suite, model, only)
+        functions = functions_for(suite, only)
         if only is not None and len(suite.calibration) > 1:
             suite = suite.subset([only])
         return suite.calibrated(functions, model, self.batch_size, self.ddof)
 
     def evaluate(self, model: Model, suite: Suite, only: int | None = None) -> Scores:
         """Evaluates a model on the test examples of a suite."""
-        functions = functions_for(suite, model, only)
+        functions = functions_for(suite, only)
         return suite.evaluate(functions, model, self.batch_size, only)
 
 
-def functions_for(
-    suite: Suite, model: Model, only: int | None = None
-) -> OneOrEach[ApplyFn]:
+def functions_for(suite: Suite, only: int | None = None) -> OneOrEach[ApplyFn]:
     """Returns a model's function, or one per head.
 
     Args:
       suite: the tasks.
-      model: variables, or a merged model.
       only: the task that the model is a network of; None: it is merged.
     """
-    if only is not None:
-        return suite.tasks[only].apply_fn
-    return suite.functions
+    return suite.functions if only is None else suite.tasks[only].apply_fn
 
 
 def forward_of(

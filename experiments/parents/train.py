@@ -116,8 +116,7 @@ def train_network(
     """
     init_key, shuffle_key, augment_key = jax.random.split(key, 3)
     if start is None:
-        example, _ = next(split.batches(1))
-        start = dict(jax.jit(model.init)(init_key, example))
+        start = dict(jax.jit(model.init)(init_key, split.example()))
     overview = parameter_overview.get_parameter_overview(start, include_stats=False)
     logging.info("%s:\n%s", title, overview)
     size = min(config.batch_size, len(split))

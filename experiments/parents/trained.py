@@ -1,7 +1,6 @@
 """The networks that are merged: trained here, or read from a folder of checkpoints."""
 
 import dataclasses
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -84,21 +83,23 @@ class Trainer:
         config = self.config
         split_key, *keys, start_key, merge_key = keys_of(config, seed)
         suite = self.kind.suite(split_key)
-        start = functools.partial(self.given, key=start_key)
         recipes = [
             config.own_train.get(task.name, config.train) for task in suite.tasks
         ]
         if config.init == "finetuned":
             every = self.kind.everything()
             name = f"seed{seed}_start"
-            common = self.trained(name, every, start_key, config.train, start(every))
-            start = lambda task: common  # noqa: E731
+            begun = self.given(every, start_key)
+            common = self.trained(name, every, start_key, config.train, begun)
+            starts = [common] * len(suite.tasks)
             recipes = [config.finetune] * len(suite.tasks)
+        else:
+            starts = [self.given(task, start_key) for task in suite.tasks]
         letters = [letter(number) for number in range(len(suite.tasks))]
         models = [
-            self.trained(f"seed{seed}_{own}", task, key, recipe, start(task))
-            for own, task, key, recipe in zip(
-                letters, suite.tasks, keys, recipes, strict=True
+            self.trained(f"seed{seed}_{own}", task, key, recipe, start)
+            for own, task, key, recipe, start in zip(
+                letters, suite.tasks, keys, recipes, starts, strict=True
             )
         ]
         return Parents(f"seed{seed}", suite, models, letters, {seed: merge_key})
@@ -195,8 +196,8 @@ def started(path: Path, task: Task, key: jax.Array) -> Variables:
       ValueError: if the file has none of the network's parameters, or further ones.
       OSError: if it cannot be read.
     """
-    example, _ = next(task.train.batches(1))
-    drawn = from_flax(task.network, dict(task.network.init(key, example)))
+    variables = task.network.init(key, task.train.example())
+    drawn = from_flax(task.network, dict(variables))
     found = load_state_dict(path)
     shapes = {name: np.shape(x) for name, x in found.items()}
     others = {name for name, x in drawn.items() if shapes.get(name) != np.shape(x)}

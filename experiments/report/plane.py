@@ -67,7 +67,8 @@ class Plane:
         if sizes[1] <= _FLAT * sizes[0]:
             return None
         # The second network to the right of the first one.
-        axes = axes[:2] * np.sign(axes[:2] @ (flat[1] - flat[0]))[:, None]
+        ways = np.where(axes[:2] @ (flat[1] - flat[0]) < 0, -1, 1)
+        axes = axes[:2] * ways[:, None]
         return cls(networks[0], axes, (flat - flat[0]) @ axes.T)
 
     def at(self, x: float, y: float) -> Variables:

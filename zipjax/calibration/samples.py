@@ -142,6 +142,12 @@ class LayerSamples:
         parts = min(math.ceil(count * row / _MOST_BYTES), count)
         return np.array_split(chosen, parts, axis=1)
 
+    @functools.cached_property
+    def _examples(self) -> int:
+        """The number of examples of all batches, and about that of all processes."""
+        own = sum(self._shape(number)[0] for number in range(len(self._merged)))
+        return own * jax.process_count()
+
     def _count(self, batch: int) -> int:
         """Returns how many positions of every example of a batch are read."""
         examples, positions = self._shape(batch)
@@ -151,8 +157,7 @@ class LayerSamples:
         if wanted == "few":
             inputs = _num_inputs(self._layer(self._merged, batch))
             wanted = max(FEW_SAMPLES, SAMPLES_PER_INPUT * inputs)
-            examples = sum(self._shape(k)[0] for k in range(len(self._merged)))
-            examples *= jax.process_count()
+            examples = self._examples
         return min(positions, math.ceil(wanted / examples))
 
 

@@ -317,10 +317,6 @@ class ClassSuite(Suite):
         """Returns the embeddings of all labels, and the labels of every task."""
         return by_label(self.classes)
 
-    def calibrated(self, functions: Any, model: Any, size: int, ddof: int) -> Any:
-        """Returns a model with batch statistics of its calibration images."""
-        return zipjax.reset_batch_stats(functions, model, self.inputs(size), ddof=ddof)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassKind:
@@ -356,7 +352,7 @@ class ClassKind:
         sizes = config.network.to_dict()
         network, spec = build(config.model, sizes, embeddings.shape[1])
         if config.inferred:
-            spec = inferred(network, next(data.train.batches(1))[0])
+            spec = inferred(network, data.train.example())
         return cls(config, data, embeddings, network, spec)
 
     @property

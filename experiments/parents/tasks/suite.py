@@ -17,8 +17,8 @@ from experiments.data.splits import Split
 from zipjax.merging.each import OneOrEach, one_or_each
 from zipjax.merging.merged import functions_of, with_leaves
 from zipjax.merging.shared_trunk import common_stop
-from zipjax.trees import path_leaves
-from zipjax.types import AnyArray, ApplyFn, Array, Leaves
+from zipjax.trees import path_leaves, running_stats
+from zipjax.types import AnyArray, ApplyFn, Array
 
 S = TypeVar("S", bound="Suite")
 Forward = Callable[[Any], Any]
@@ -295,22 +295,24 @@ class Suite:
     def calibrated(self, functions: Any, model: Any, size: int, ddof: int) -> Any:
         """Returns a model with batch statistics of its calibration images.
 
-        Those of a head are measured on its own task's images, after the trunk.
+        Those of a head are measured on its own task's images, after the trunk, if the
+        task has any.
         """
         model = zipjax.reset_batch_stats(functions, model, self.inputs(size), ddof=ddof)
-        if not isinstance(model, zipjax.Merged) or len(model.heads) < 2:
+        heads = model.heads if isinstance(model, zipjax.Merged) else ()
+        if not heads or len(self.calibration) == 1:
             return model
         found = []
         for head, (call, variables), split in zip(
-            model.heads,
+            heads,
             functions_of(functions, model),
             self.calibration,
             strict=True,
         ):
-            own = functools.partial(_statistics, head)
-            inputs = mixed([split], size)
-            if own(head):
-                options = {"stats": own, "ddof": ddof}
+            pairs = running_stats(head)
+            if pairs:
+                options = {"stats": lambda _, own=pairs: own, "ddof": ddof}
+                inputs = mixed([split], size)
                 variables = zipjax.reset_batch_stats(call, variables, inputs, **options)
             found.append(path_leaves(variables))
         return with_leaves(model, found)
@@ -337,13 +339,6 @@ def mixed(splits: Sequence[Split], size: int) -> Iterator[Array]:
             yield jnp.concatenate(images)
         else:
             yield from images
-
-
-def _statistics(head: Leaves, paths: Any) -> list[tuple[str, str]]:
-    """Returns the running means and variances of a head, as pairs of paths."""
-    del paths
-    means = [path for path in head if path.endswith("/mean")]
-    return [(path, f"{path.removesuffix('mean')}var") for path in means]
 
 
 def _shared_out(splits: Sequence[Split], images: int | None) -> tuple[Split, ...]:
