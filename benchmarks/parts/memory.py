@@ -36,9 +36,9 @@ def allotted(units: int, height: int | None, samples: int = 512) -> float:
       samples: number of samples.
     """
     part = jax.ShapeDtypeStruct((1, samples, units), jnp.float32)
-    empty = jax.tree.map(lambda x: x[0], nothing([_with_elements(part)], height))
+    empty = jax.tree.map(lambda x: x[0], nothing([[_with_elements(part)]], height))
     step = jax.jit(with_batch, static_argnums=3, donate_argnums=0)
-    compiled = step.lower(empty, [part], np.int32(0), height).compile()
+    compiled = step.lower(empty, [[part]], np.int32(0), height).compile()
     stats: Any = compiled.memory_analysis()
     rows = 4 * samples * units
     return (stats.temp_size_in_bytes + stats.output_size_in_bytes - rows) / 1e6

@@ -227,9 +227,9 @@ def read_in_places(batches):
     """Moments of batches, each with the samples in every place."""
     sums = None
     for batch in batches:
-        parts = [jnp.asarray(x)[None] for x in batch]
+        parts = [[jnp.asarray(x)[None]] for x in batch]
         if sums is None:
-            shapes = jax.eval_shape(lambda x: [y[None] for y in x], parts)
+            shapes = jax.eval_shape(lambda x: jax.tree.map(lambda y: y[None], x), parts)
             empty = running.nothing(shapes)
             sums = jax.tree.map(lambda x: x[0], empty)
         sums = running.with_batch(sums, parts, 0)
@@ -248,6 +248,13 @@ def test_units_read_in_several_places_have_a_mean_in_each(batches):
     deviation = np.sqrt(np.diag(expected))
     correlation = expected / np.outer(deviation, deviation)
     np.testing.assert_allclose(moments.correlation(), correlation, atol=1e-5)
+
+
+def test_constant_units_have_no_second_moment():
+    constant = np.float32([0.1, -3.3, 1e6 / 7])
+    moments = read_in_places([[np.tile(constant, (1000, 1))]])
+    np.testing.assert_array_equal(moments.m2, np.zeros((3, 3)))
+    np.testing.assert_array_equal(moments.mean, constant)
 
 
 def test_places_may_have_different_numbers_of_samples():

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+from zipjax.similarity.gram import num_products
+
 Shapes = Mapping[str, tuple[int, int]]
 """By perm: elements of its indices, or 1, and units of all models together, N*n."""
 
@@ -35,7 +37,7 @@ class MomentsCost:
       device_bytes: the largest memory of moments on a device, in any pass: the sums and
         the products of a batch that are added to them.
       host_bytes: memory of all perms' moments on a host.
-      flops: operations of the products of two units, each of which is computed once.
+      flops: operations of the products of two units, few of which are computed twice.
       host_communication: bytes that every host sends to add the sums of all hosts, and
         that it receives.
     """
@@ -73,7 +75,7 @@ def moments_cost(
         passes=len(plan),
         device_bytes=max(pass_bytes(own, shapes) for own in plan),
         host_bytes=matrices,
-        flops=sum(samples * n * (n + 1) for _, n in shapes.values()),
+        flops=sum(2 * samples * num_products(n) for _, n in shapes.values()),
         host_communication=2 * matrices * (hosts - 1) // hosts,
     )
 
@@ -111,14 +113,14 @@ def passes(shapes: Shapes, memory_limit: int | None) -> list[PassPlan]:
 
 
 def pass_bytes(own: PassPlan, shapes: Shapes) -> int:
-    """Returns the memory of a pass: all sums, and the largest batch's products.
-
-    Half as much again for the blocks that whole products are put together from.
-    """
+    """Returns the memory of a pass: all sums, and the largest batch's products."""
     chosen = [shapes[perm] for perm in own.perms]
-    sizes = [elements * (own.height or units) * units for elements, units in chosen]
-    products = max(sizes) * 3 // 2 if own.height is None else max(sizes)
-    return _FLOAT * (sum(sizes) + products)
+    sums = [elements * (own.height or units) * units for elements, units in chosen]
+    if own.height is None:
+        products = max(elements * num_products(units) for elements, units in chosen)
+    else:
+        products = max(sums)
+    return _FLOAT * (sum(sums) + products)
 
 
 def _panels(perm: str, shape: tuple[int, int], memory_limit: int) -> Iterator[PassPlan]:

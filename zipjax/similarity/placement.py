@@ -114,7 +114,7 @@ class UserMesh:
 
     def compiled(self, step: BatchStep) -> Step:
         """Returns the compiled step, which XLA divides among the mesh."""
-        return _sharded(step, self)
+        return _sharded(dataclasses.replace(step, by_rows=True), self)
 
     def parts(self, sums: Sums) -> list[Sums]:
         """Returns the sums of the whole mesh, on the host."""

@@ -7,7 +7,8 @@ sums of many batches, of devices and of hosts are added in float64, on the host.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from zipjax.similarity.gram import gram
+from zipjax.similarity.gram import Tile, mirror, upper_tiles
 from zipjax.similarity.moments import Moments, accumulator, two_sum
 from zipjax.types import AnyArray, Array
 
@@ -34,7 +35,7 @@ class Running:
       mean: ``[places, units]``, leading part.
       mean_tail: what rounding left out of ``mean``.
       m2: centred second moment ``[rows, units]``, summed over the places. The rows are
-        all units, or a panel of them.
+        all units, of which only the upper triangle counts, or a panel of them.
     """
 
     count: Any
@@ -44,17 +45,19 @@ class Running:
 
 
 def nothing(
-    parts: Sequence[jax.ShapeDtypeStruct], height: int | None = None
+    parts: Sequence[Sequence[jax.ShapeDtypeStruct]], height: int | None = None
 ) -> Running:
     """Returns the moments of no samples, in numpy.
 
     Args:
-      parts: shapes of the samples, ``[elements, places, samples, units]``.
+      parts: shapes of the samples, ``[elements, places, samples, units]``, of every
+        occurrence and model.
       height: number of rows of ``m2``; by default all units.
     """
-    elements, _, _, units = parts[0].shape
-    places = sum(part.shape[1] for part in parts)
-    dtype = accumulator(parts[0].dtype)
+    elements = parts[0][0].shape[0]
+    places = sum(models[0].shape[1] for models in parts)
+    units = sum(x.shape[-1] for x in parts[0])
+    dtype = accumulator(parts[0][0].dtype)
     mean = np.zeros((elements, places, units), dtype)
     m2 = np.zeros((elements, height or units, units), dtype)
     return Running(np.zeros((elements, places), np.int32), mean, mean, m2)
@@ -62,38 +65,35 @@ def nothing(
 
 def with_batch(
     old: Running,
-    parts: Sequence[Float[Array, "_places _samples units"]],
+    parts: Sequence[Sequence[Float[Array, "_places _samples _units"]]],
     start: Int[AnyArray, ""] | int,
     height: int | None = None,
 ) -> Running:
     """Returns the moments with a batch's samples added.
 
-    The batch's own centred moment and what its mean differs by are one product: the
-    difference is one more row. Products of activations in half precision are taken in
-    the device's default precision, which loses nothing that they have; those of others
-    in their own.
+    Products of activations in half precision are taken in the device's default
+    precision, which loses nothing that they have; those of others in their own.
 
     Args:
       old: the moments of all batches before.
-      parts: the samples; each part has places of its own.
+      parts: the samples of every model, side by side; each part has places of its own.
       start: the first row of the panel, if only one is computed.
-      height: number of its rows; None: all.
+      height: number of its rows; None: the upper triangle is computed.
     """
-    dtype, first = old.m2.dtype, 0
-    moved: list[tuple[AnyArray, ...]] = []
-    for part in parts:
-        own = slice(first, first + len(part))
+    dtype, first, m2 = old.m2.dtype, 0, old.m2
+    means = []
+    for models in parts:
+        own = slice(first, first + len(models[0]))
         before = Running(old.count[own], old.mean[own], old.mean_tail[own], None)
-        moved.append(_moved(before, part.astype(dtype)))
-        first += len(part)
-    count, mean, tail, rows = map(jnp.concatenate, zip(*moved, strict=True))
-    precision = _precision(parts)
-    if height is None:
-        products = gram(rows, precision)
-    else:
-        panel = jax.lax.dynamic_slice_in_dim(rows, start, height, axis=1)
-        products = jnp.matmul(panel.T, rows, precision=precision)
-    return Running(count, mean, tail, old.m2 + products)
+        mean, terms = _moved(before, [x.astype(dtype) for x in models])
+        means.append(mean)
+        precisions = _precision(models), *[jax.lax.Precision.HIGHEST] * 2
+        for tiles in zip(*(_tiles(x, start, height) for x in terms), strict=True):
+            rows, distance, excess = map(Tile.product, tiles, precisions)
+            m2 = tiles[0].added(m2, rows + distance - excess)
+        first += len(models[0])
+    count, mean, tail = map(jnp.concatenate, zip(*means, strict=True))
+    return Running(count, mean, tail, m2)
 
 
 def combined(parts: Sequence[Running], start: int = 0) -> Running:
@@ -141,12 +141,14 @@ def as_moments(last: Running, earlier: Running | None, source: str | None) -> Mo
       source: which models and spec they are of.
     """
     dtype = accumulator(jnp.float32)
+    m2 = np.array(last.m2, dtype)
+    mirror(m2)
     mean = _mean(last).astype(dtype)
     tail = (_mean(last) - mean).astype(dtype)
     count = np.asarray(last.count).astype(dtype)
     if count.shape[-1] == 1:
         count, mean, tail = count[..., 0], mean[..., 0, :], tail[..., 0, :]
-    arrays = [jnp.asarray(x) for x in (count, mean, tail, last.m2.astype(dtype))]
+    arrays = [jnp.asarray(x) for x in (count, mean, tail, m2)]
     before = None if earlier is None else as_moments(earlier, None, None)
     return Moments(*arrays, earlier=before, source=source)
 
@@ -157,26 +159,60 @@ def _mean(part: Running) -> np.ndarray:
 
 
 def _moved(
-    old: Running, x: Float[Array, "places samples units"]
-) -> tuple[AnyArray, ...]:
-    """Returns the new count, mean and its tail, and the centred rows."""
-    samples, units = x.shape[1:]
-    # From a mean of some on: differences of neighbouring floats are exact, so that the
+    old: Running, models: Sequence[Float[AnyArray, "places samples _units"]]
+) -> tuple[tuple[AnyArray, ...], list[list[AnyArray]]]:
+    """Returns the new count, mean and its tail, and what is added to the second moment.
+
+    That are the products of the samples about a mean of some, and of the distance that
+    the batch moves the mean by, less those of the mean of the samples: three lists with
+    the rows of every model.
+    """
+    samples = models[0].shape[1]
+    # About a mean of some, differences of neighbouring floats are exact, so that the
     # mean of all loses nothing where units vary little about a large one.
-    shift = x[:, :: max(samples // _SOME, 1)].mean(1)
-    offset = x - shift[:, None]
-    tail = offset.mean(1)
+    shifts = [_shift(x) for x in models]
+    rows = [x - shift[:, None] for x, shift in zip(models, shifts, strict=True)]
+    shift = jnp.concatenate(shifts, axis=-1)
+    tail = jnp.concatenate([_mean_sample(x) for x in rows], axis=-1)
     count = old.count + samples
-    share = (samples / count.astype(x.dtype))[:, None]
+    share = (samples / count.astype(tail.dtype))[:, None]
     # In two parts: from no samples at all, the distance is the whole mean.
     lead, rest = two_sum(shift, -old.mean)
     rest = rest + (tail - old.mean_tail)
     head, low = two_sum(old.mean, lead * share)
     head, low = two_sum(head, low + (old.mean_tail + rest * share))
-    weight = jnp.sqrt(old.count.astype(x.dtype)[:, None] * share)
-    distance = ((lead + rest) * weight)[:, None]
-    rows = jnp.concatenate([offset - tail[:, None], distance], axis=1)
-    return count, head, low, rows.reshape(-1, units)
+    distance = (lead + rest) * jnp.sqrt(old.count.astype(tail.dtype)[:, None] * share)
+    edges = list(itertools.accumulate(x.shape[-1] for x in models))[:-1]
+    means = [jnp.split(x, edges, -1) for x in (distance, tail * samples**0.5)]
+    flat = [x.reshape(-1, x.shape[-1]) for x in rows]
+    return (count, head, low), [flat, *means]
+
+
+def _shift(x: Float[AnyArray, "places samples units"]) -> Array:
+    """Returns a mean of some samples, which is exact where units are constant."""
+    some = x[:, :: max(x.shape[1] // _SOME, 1)]
+    return some[:, 0] + (some - some[:, :1]).mean(1)
+
+
+def _mean_sample(x: Float[AnyArray, "places samples units"]) -> Array:
+    """Returns the mean over samples.
+
+    As a product: what the samples are computed from is then computed once, for this and
+    for the second moment. For a sum, XLA computes it again.
+    """
+    ones = jnp.ones((1, x.shape[1]), x.dtype)
+    return jnp.matmul(ones, x, precision=jax.lax.Precision.HIGHEST)[:, 0] / x.shape[1]
+
+
+def _tiles(
+    blocks: Sequence[AnyArray], start: AnyArray | int, height: int | None
+) -> Iterator[Tile]:
+    """Yields the parts of a second moment that are computed."""
+    if height is None:
+        yield from upper_tiles(blocks)
+    else:
+        x = jnp.concatenate(blocks, axis=-1)
+        yield Tile(0, 0, jax.lax.dynamic_slice_in_dim(x, start, height, axis=1), x)
 
 
 def _precision(parts: Sequence[Array]) -> jax.lax.Precision:

@@ -22,6 +22,9 @@ _FEW = 64
 Sums = dict[str, tuple[Running, ...]]
 """By perm: the moments in its last places, and in earlier ones if there are any."""
 
+Samples = list[list[Array]]
+"""Of every occurrence, each model's ``[elements, places, samples, units]``."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchStep:
@@ -35,6 +38,8 @@ class BatchStep:
       positions: the number of samples that are read of a batch; None for all.
       only: the perms to read.
       height: number of rows of a panel; see :class:`zipjax.similarity.costs.PassPlan`.
+      by_rows: whether second moments are sharded by rows: then all of a row's products
+        are computed where the row is, those of a pair of units twice.
     """
 
     functions: OneOrEach[ApplyFn]
@@ -44,6 +49,7 @@ class BatchStep:
     positions: int | None
     only: tuple[str, ...] = ()
     height: int | None = None
+    by_rows: bool = False
 
     def trace(self, models: Sequence[PyTree], inputs: tuple[Any, ...]) -> None:
         """Traces the models outside of compiled functions, which find the result."""
@@ -69,13 +75,14 @@ class BatchStep:
           start: the first row of the panel.
         """
 
-        def add_one(old: Running, parts: Sequence[Array]) -> Running:
-            return with_batch(old, parts, start, self.height)
+        def add_one(old: Running, parts: Sequence[Sequence[Array]]) -> Running:
+            height = len(old.m2) if self.by_rows else self.height
+            return with_batch(old, parts, start, height)
 
-        def add_all(perm: str, old: Running, parts: list[Array]) -> Running:
+        def add_all(perm: str, old: Running, parts: Samples) -> Running:
             if self._nested(perm):
                 return jax.vmap(add_one)(old, parts)
-            return add_one(old, [x[0] for x in parts])
+            return add_one(old, [[x[0] for x in models] for models in parts])
 
         return {
             perm: tuple(
@@ -90,7 +97,7 @@ class BatchStep:
         key = jax.eval_shape(lambda: jax.random.key(0))
         shapes = jax.eval_shape(self._samples, list(models), inputs, key)
 
-        def zeros(perm: str, parts: Sequence[Any]) -> Running:
+        def zeros(perm: str, parts: Any) -> Running:
             found = nothing(parts, self.height)
             if self._nested(perm):
                 return found
@@ -112,8 +119,8 @@ class BatchStep:
 
     def _samples(
         self, models: Sequence[PyTree], inputs: tuple[Any, ...], key: Array
-    ) -> dict[str, list[list[Array]]]:
-        """Returns ``[elements, places, samples, N*n]`` by perm, last places first."""
+    ) -> dict[str, list[Samples]]:
+        """Returns every perm's samples, of the last places first."""
         # One after the other: stacked, convolutions become grouped ones, and slower.
         found = [
             activations(function, model, spec, inputs, self.perms, end, self.only)
@@ -132,8 +139,8 @@ class BatchStep:
 
     def _sampled(
         self, read: Sequence[Sequence[Array]], key: Array, share: int
-    ) -> list[Array]:
-        """Returns every occurrence's samples, of all models side by side.
+    ) -> Samples:
+        """Returns every occurrence's samples, of each model.
 
         Args:
           read: every model's arrays.
@@ -149,14 +156,14 @@ class BatchStep:
                 own_key = jax.random.fold_in(key, number)
                 places = positions_of(jax.random.uniform(own_key, (count,)), samples)
                 parts = [x[:, :, places] for x in parts]
-            found.append(jnp.concatenate(parts, axis=-1))
+            found.append(list(parts))
         return found
 
 
-def _joined(parts: list[Array]) -> list[Array]:
+def _joined(parts: Samples) -> Samples:
     """Returns occurrences in one place each as samples of the same place."""
-    if all(x.shape[1] == 1 for x in parts):
-        return [jnp.concatenate(parts, axis=2)]
+    if len(parts) > 1 and all(models[0].shape[1] == 1 for models in parts):
+        return [[jnp.concatenate(own, axis=2) for own in zip(*parts, strict=True)]]
     return parts
 
 
