@@ -188,3 +188,11 @@ def test_the_second_merge_of_an_architecture_compiles_nothing(stop_at):
         with compilations() as again:
             zipjax.merge_units(others, spec, found, stop_at=stop_at)
         assert not again
+
+
+def test_permuting_compiles_nothing(net):
+    model = variables(net, (4, 4, 3), 0)
+    with compilations() as seen:
+        order = zipjax.random_permutations(SPEC, KEY)
+        zipjax.permute_params(model, SPEC, order)
+    assert not seen

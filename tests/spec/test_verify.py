@@ -268,6 +268,18 @@ def test_permute_params_moves_units_as_numpy_does():
         np.testing.assert_array_equal(found[2][name], before[2][name])
 
 
+def test_permute_params_reorders_what_is_traced_or_on_another_device():
+    order = {"h0": np.array([2, 0, 1, 5, 4, 3])}
+    expected = jax.tree.leaves(zipjax.permute_params(PARAMS, SPEC, order))
+    traced = jax.jit(lambda params: zipjax.permute_params(params, SPEC, order))(PARAMS)
+    device = jax.local_devices()[1]
+    there = zipjax.permute_params(jax.device_put(PARAMS, device), SPEC, order)
+    for tree in (traced, there):
+        for found, wanted in zip(jax.tree.leaves(tree), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert {x.device for x in jax.tree.leaves(there)} == {device}
+
+
 def test_random_permutations_are_permutations_and_differ_by_key():
     draws = [zipjax.random_permutations(SPEC, jax.random.key(k)) for k in range(3)]
     for draw in draws:

@@ -8,7 +8,7 @@ changes units (permuting, merging, activations) uses :func:`map_atoms` or
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +26,23 @@ from zipjax.spec.entries import (
     entry_size,
     select_member,
 )
-from zipjax.types import Array
+from zipjax.types import AnyArray, Array
 
 # On the device or on the host: what is opened stays where it is.
 _A = TypeVar("_A", jax.Array, np.ndarray)
 
 
+def numpy_of(array: AnyArray) -> Any:
+    """Returns the module that computes with an array where it is: NumPy, or JAX's."""
+    return jnp if isinstance(array, jax.Array) else np
+
+
 def map_atoms(
-    array: Array,
+    array: _A,
     entries: Entries,
     sizes: Mapping[str, int],
-    function: Callable[[Array, Entries], Array],
-) -> Array:
+    function: Callable[[_A, Entries], _A],
+) -> _A:
     """Applies ``function(block, atoms)`` to each block, opened into atoms.
 
     Args:
@@ -56,7 +61,7 @@ def map_atoms(
                 map_atoms(piece, parts, sizes, function)
                 for parts, piece in _parts(array, number, entries, sizes)
             ]
-            return jnp.concatenate(mapped, axis=number)
+            return numpy_of(array).concatenate(mapped, axis=number)
     for number, entry in enumerate(entries):
         before, after = entries[:number], entries[number + 1 :]
         if isinstance(entry, Product):
@@ -204,7 +209,7 @@ def _open_axis(
     return array.reshape(*array.shape[:number], *opened, *array.shape[number + 1 :])
 
 
-def _close_axis(array: Array, number: int, rank: int) -> Array:
+def _close_axis(array: _A, number: int, rank: int) -> _A:
     shape = array.shape
     merged = math.prod(shape[number : number + rank])
     return array.reshape(*shape[:number], merged, *shape[number + rank :])

@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Int
 
 from zipjax.arguments import check_function, check_key, check_kind
-from zipjax.spec.blocks import map_atoms
+from zipjax.spec.blocks import map_atoms, numpy_of
 from zipjax.spec.entries import Axis, Entries, Entry, atom_name, entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.trees import (
     check_same_keys,
     from_leaves,
+    is_traced,
     is_weight,
     not_finite,
     path_leaves,
@@ -28,13 +29,15 @@ Permutations = Mapping[str, Indices]
 
 def random_permutations(spec: PermutationSpec, key: Array) -> dict[str, np.ndarray]:
     """Returns random permutations ``[*groups, units]`` of every perm, one per group."""
-    keys = jax.random.split(key, len(spec.perms))
-    out, counts = {}, {**spec.sizes, **spec.indices}
-    for k, (name, perm) in zip(keys, spec.perms.items(), strict=True):
-        shape = (*(counts[group] for group in perm.groups), perm.size)
-        rows = jnp.broadcast_to(jnp.arange(perm.size), shape)
-        out[name] = np.asarray(jax.random.permutation(k, rows, -1, independent=True))
-    return out
+    # On the host: JAX would compile a program for the shape of every perm.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return {
+        name: rng.permuted(
+            np.broadcast_to(np.arange(perm.size), (*spec.group_sizes(name), perm.size)),
+            axis=-1,
+        )
+        for name, perm in spec.perms.items()
+    }
 
 
 def permute_params(
@@ -72,7 +75,7 @@ def permute_params(
     def depth(entry: Entry) -> int:
         return len(spec.perms[entry.perm].groups) if isinstance(entry, Axis) else 0
 
-    def reorder(array: Array, entries: Entries) -> Array:
+    def reorder(array: Any, entries: Entries) -> Any:
         places = {atom_name(entry): k for k, entry in enumerate(entries)}
         # Units first, then their groups: indices refer to the groups' old order.
         for k in sorted(range(array.ndim), key=lambda k: -depth(entries[k])):
@@ -81,13 +84,21 @@ def permute_params(
                 axes = [*(places[group] for group in groups), k]
                 own = np.asarray(permutations[entry.perm])
                 indices = _spread(own, axes, array.ndim)
-                array = jnp.take_along_axis(array, indices, axis=k)
+                array = numpy_of(array).take_along_axis(array, indices, axis=k)
         return array
 
-    leaves = {
-        path: map_atoms(jnp.asarray(leaf), spec.entries[path], spec.sizes, reorder)
-        for path, leaf in path_leaves(params).items()
-    }
+    def reordered(path: str, leaf: Any) -> Any:
+        # On the host, if it can be: JAX would compile a program for every shape.
+        elsewhere = is_traced(leaf) or not getattr(leaf, "is_fully_addressable", True)
+        array = leaf if elsewhere else np.asarray(leaf)
+        found = map_atoms(array, spec.entries[path], spec.sizes, reorder)
+        return (
+            found
+            if elsewhere
+            else jax.device_put(found, getattr(leaf, "sharding", None))
+        )
+
+    leaves = {path: reordered(path, x) for path, x in path_leaves(params).items()}
     return from_leaves(leaves, params)
 
 
