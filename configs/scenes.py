@@ -6,12 +6,10 @@
       --workdir=workdir/scenes_cifar10 \
       --config.scenes.tasks="('edge_texture','keypoints2d','autoencoding','denoising')"
 
-MuDSC's Table 4 in a reduced setting that needs no download: scenes of 32x32 pixels with
-exact labels in place of Taskonomy's photographs, and networks of about a hundredth of
-the size, trained for a minute each from different initialisations. That is not enough:
-on most tasks these networks are no better than the mean of the training labels, of
-which the run warns, and scores of these tasks mean nothing. The second command runs the
-tasks that need nothing but images on CIFAR-10's.
+MuDSC's Table 4 in a reduced setting that needs no download: 4,000 scenes of 32x32
+pixels with exact labels in place of Taskonomy's photographs, and networks of about a
+hundredth of the size, trained for a few minutes each from different initialisations.
+The second command runs the tasks that need nothing but images on CIFAR-10's.
 
 Only encoders are merged, all layers but the last, and every network keeps its decoder.
 Scores are scaled performances: 100 is as good as the task's own network, 0 as good as
@@ -31,9 +29,9 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
         "taskonomy",
         width=1 / 8,
         depths=(1, 1, 1, 1),
-        code=16,
-        decoder_width=1 / 8,
-        hidden=128,
+        code=32,
+        decoder_width=1 / 4,
+        hidden=64,
     )
     config.tasks = "scenes"
     config.scenes.tasks = (
@@ -44,11 +42,15 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.num_tasks = 12
     config.groups = ("pairs",)
     config.seeds = (0,)
-    config.scenes.size = 32
-    config.train = training(epochs=10, batch_size=32)
+    config.scenes.size, config.scenes.train, config.scenes.test = 32, 4000, 256
+    config.train = training(epochs=8, batch_size=32)
+    # Without these it learns its images by heart, and is worse than the mean on others.
+    config.own_train.class_object = training(
+        epochs=12, batch_size=32, flip=True, crop=4, weight_decay=0.05
+    )
     config.batch_size = 128
     config.calibration_images = 128  # Of every task.
-    config.test_images = 128
+    config.test_images = 256
     config.rows = PAPERS
     config.partial_rows = ()
     config.zipit.alpha, config.zipit.beta = 0.3, 1.0
