@@ -402,7 +402,7 @@ class Experiment:
 
     def track(self, steps: Iterable[Any], title: str) -> Iterable[Any]:
         """Shows a progress bar."""
-        return track(list(steps), title, console=self.console, transient=True)
+        return track(steps, title, console=self.console, transient=True)
 
     def say(self, message: str) -> None:
         """Prints a message."""

@@ -216,7 +216,7 @@ class Merger:
             setting.models,
             suite.tasks[0].spec,
             recipe,
-            next(suite.inputs(1)),
+            next(iter(suite.inputs(1))),
             moments=setting.moments,
             cost=cost,
             stop_at=stop_at,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import zipjax
@@ -29,9 +29,9 @@ class Runner:
     ddof: int
     positions: Positions = "all"
 
-    def inputs(self, suite: Suite) -> list[Array]:
-        """Returns batches of calibration images."""
-        return list(suite.inputs(self.batch_size))
+    def inputs(self, suite: Suite) -> Iterable[Array]:
+        """Returns batches of calibration images, to be read as often as needed."""
+        return suite.inputs(self.batch_size)
 
     def calibrated(self, model: Any, suite: Suite, only: int | None = None) -> Any:
         """Returns a model with batch statistics of a suite's calibration images.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -236,13 +237,13 @@ class Suite:
         del models, size
         return self
 
-    def inputs(self, size: int) -> Iterator[Array]:
-        """Yields batches of ``measured``; of several processes, each its share.
+    def inputs(self, size: int) -> "Mixed":
+        """Returns batches of ``measured``.
 
-        Images of one shape are mixed: every batch has as many of each task. Others are
-        in batches of their own, which take turns.
+        Args:
+          size: number of images in a batch.
         """
-        return mixed(self.measured, size)
+        return Mixed(self.measured, size)
 
     def forward(
         self, functions: OneOrEach[ApplyFn], model: Any, number: int
@@ -312,7 +313,7 @@ class Suite:
             pairs = running_stats(head)
             if pairs:
                 options = {"stats": lambda _, own=pairs: own, "ddof": ddof}
-                inputs = mixed([split], size)
+                inputs = Mixed([split], size)
                 variables = zipjax.reset_batch_stats(call, variables, inputs, **options)
             found.append(path_leaves(variables))
         return with_leaves(model, found)
@@ -329,16 +330,41 @@ def forwarded(function: ApplyFn, variables: Any, inputs: Any) -> Any:
     return function(variables, inputs)
 
 
-def mixed(splits: Sequence[Split], size: int) -> Iterator[Array]:
-    """Yields normalised images of several splits; see :meth:`Suite.inputs`."""
-    each_size = max(size // len(splits), 1)
-    streams = [split.batches(each_size, *process()) for split in splits]
-    for parts in itertools.zip_longest(*streams):
-        images = [part[0] for part in parts if part is not None]
-        if len({image.shape[1:] for image in images}) == 1 < len(images):
-            yield jnp.concatenate(images)
-        else:
-            yield from images
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Batches of normalised images of several splits, of several processes a share.
+
+    They are read whenever they are asked for: images that are not in memory stay where
+    they are. Images of one shape are mixed: every batch has as many of each split.
+    Others are in batches of their own, which take turns.
+
+    Attributes:
+      splits: the splits.
+      size: number of images in a batch.
+    """
+
+    splits: Sequence[Split]
+    size: int
+
+    def __iter__(self) -> Iterator[Array]:
+        streams = [split.batches(self._each_size, *process()) for split in self.splits]
+        for parts in itertools.zip_longest(*streams):
+            images = [part[0] for part in parts if part is not None]
+            if len({image.shape[1:] for image in images}) == 1 < len(images):
+                yield jnp.concatenate(images)
+            else:
+                yield from images
+
+    def __length_hint__(self) -> int:
+        number, count = process()
+        batches = (math.ceil(len(split) / self._each_size) for split in self.splits)
+        turns = [max(-(-(own - number) // count), 0) for own in batches]
+        shapes = {split.example().shape for split in self.splits}
+        return max(turns) if len(shapes) == 1 else sum(turns)
+
+    @property
+    def _each_size(self) -> int:
+        return max(self.size // len(self.splits), 1)
 
 
 def _shared_out(splits: Sequence[Split], images: int | None) -> tuple[Split, ...]:

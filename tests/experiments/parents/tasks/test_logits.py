@@ -1,5 +1,7 @@
 """Tasks on data sets of their own: examples, scores and merges by hand."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from experiments.defaults import default
 from experiments.methods.runner import Runner
 from experiments.parents.tasks.logits import DatasetsKind, Logits
 from experiments.parents.tasks.segmentation import PixelLogits
-from experiments.parents.tasks.suite import mixed
+from experiments.parents.tasks.suite import Mixed
 from tests.networks import variables
 from zipjax.models import deeplab, resnet
 
@@ -91,8 +93,12 @@ def test_calibration_batches_have_images_of_all_tasks():
     for batch in batches:
         assert sorted(batch[:, 0, 0, 0].tolist()) == [0.5, 0.5, 1.5, 1.5]
     small, large = split_of(2), split_of(3, side=8)
-    shapes = [batch.shape[:2] for batch in mixed([small, large], 4)]
+    shapes = [batch.shape[:2] for batch in Mixed([small, large], 4)]
     assert shapes == [(2, 4), (2, 8), (1, 8)]
+    again = own.inputs(4)
+    assert [len(batch) for batch in again] == [len(batch) for batch in again]
+    assert operator.length_hint(again) == 4
+    assert operator.length_hint(Mixed([small, large], 4)) == 3
     assert [len(split) for split in own.calibrating(6).calibration] == [3, 3]
 
 
