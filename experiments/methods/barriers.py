@@ -14,8 +14,8 @@ from experiments.report.barrier import Curve, Line
 
 _ORDERS = {
     "own order": zipjax.average(),
-    "ordered by activations": zipjax.permute(),
-    "ordered by weights": zipjax.git_rebasin(),
+    "by activations": zipjax.permute(),
+    "by weights": zipjax.git_rebasin(),
 }
 
 

@@ -68,5 +68,5 @@ def barrier_curves(lines: Sequence[Line]) -> Figure:
     panels[1].set(ylabel="score (%)", xlabel="place on the line (0: A, 1: B)")
     for panel in panels:
         panel.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside lower center", frameon=False, ncols=2)
+    figure.legend(loc="outside lower center", frameon=False, ncols=len(lines))
     return figure
