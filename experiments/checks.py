@@ -25,7 +25,7 @@ from experiments.parents.tasks.kinds import KINDS
 from experiments.parents.tasks.scenes import IMAGE_ONLY, SCENES, STORED, TASKONOMY
 from experiments.parents.text_embeddings import CLASSES, ENCODERS
 from experiments.parents.train import Config
-from experiments.results import letter
+from experiments.parents.trained import checkpoint_files
 from experiments.scenes.scenes import TASKS
 from zipjax.models.taskonomy import SHRINKAGE
 
@@ -46,7 +46,11 @@ def check_config(config: Config) -> None:
     faults = list(_field_faults(config))
     # How fields fit together is clear only where each of them makes sense.
     if not faults:
-        own = {"datasets": _dataset_faults, "scenes": _scene_faults}
+        own = {
+            "same": _same_faults,
+            "datasets": _dataset_faults,
+            "scenes": _scene_faults,
+        }
         faults = [
             *own.get(config.tasks, _class_faults)(config),
             *_other_faults(config),
@@ -90,6 +94,23 @@ def _are_positions(x: Any) -> bool:
     return x in ("all", "few") or (isinstance(x, str) and x.isdecimal() and int(x) > 0)
 
 
+def _are_groups(x: Any) -> bool:
+    named = _is_sequence(x) and [
+        name in ("all", "pairs") or _is_whole(name, 2) for name in x
+    ]
+    return bool(named) and all(named)
+
+
+def group_size(name: str | int, count: int) -> int:
+    """Returns how many networks a group has that ``config.groups`` names.
+
+    Args:
+      name: "all", "pairs", or the number of networks.
+      count: number of all networks.
+    """
+    return name if isinstance(name, int) else {"all": count, "pairs": 2}[name]
+
+
 def _twice(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
@@ -99,6 +120,10 @@ _FRACTION = Rule(lambda x: _is_number(x) and 0 <= x <= 1, "must lie in [0, 1]")
 _FRACTIONS = Rule(
     lambda x: _is_sequence(x) and len(x) > 0 and all(map(_FRACTION.fits, x)),
     "must be a tuple of numbers in [0, 1], at least one",
+)
+_NUMBERS = Rule(
+    lambda x: _is_sequence(x) and all(map(_is_number, x)),
+    "must be a tuple of numbers, or ()",
 )
 _POSITIVE = Rule(lambda x: _is_number(x) and x > 0, "must be a positive number")
 _NOT_NEGATIVE = Rule(lambda x: _is_number(x) and x >= 0, "must be a number from 0 on")
@@ -121,6 +146,7 @@ def _is_training(recipe: Any) -> bool:
     )
 
 
+_PICTURES = {"barrier", "basins", "pairs"}
 _ZIP = {"alpha": _FRACTION, "beta": _FRACTION}
 _IN_COLOUR = ("cifar10", "cifar100", "noise10", "noise100")
 _IMAGES = ("calibration_images", "search_images", "refit_images", "test_images")
@@ -128,13 +154,18 @@ RULES: dict[str, Rule] = {
     "dataset": _one_of(name for name, info in DATASETS.items() if info.target == LABEL),
     "workers": _whole(0),
     "examples": _or_none(_whole(1)),
+    "pixels.mean": _NUMBERS,
+    "pixels.std": Rule(
+        lambda x: _NUMBERS.fits(x) and all(value > 0 for value in x),
+        "must be a tuple of positive numbers, or ()",
+    ),
     "class_names": _or_none(_one_of(CLASSES)),
     "text_encoder": _one_of(ENCODERS),
     "tasks": _one_of(KINDS),
     "num_tasks": _whole(2),
     "groups": Rule(
-        lambda x: _is_sequence(x) and x and {*x} <= {"all", "pairs"} and not _twice(x),
-        "must be ('all',), ('pairs',) or both",
+        _are_groups,
+        "must be 'all', 'pairs' and whole numbers from 2 on, at least one of these",
     ),
     "image_size": _or_none(_whole(1)),
     "own_train": Rule(
@@ -155,6 +186,10 @@ RULES: dict[str, Rule] = {
         "must be different whole numbers from 0 on, at least one",
     ),
     "model": _one_of(ARCHITECTURES),
+    "checkpoint_files": Rule(
+        lambda x: _is_sequence(x) and all(isinstance(name, str) for name in x),
+        "must be a tuple of names of files, or ()",
+    ),
     "init": _one_of(("scratch", "finetuned")),
     **{f"train.{name}": rule for name, rule in _TRAINING.items()},
     **{f"finetune.{name}": rule for name, rule in _TRAINING.items()},
@@ -182,10 +217,12 @@ RULES: dict[str, Rule] = {
     **{f"grid.{name}": _FRACTIONS for name in ("alpha", "beta", "balance")},
     "plane.points": _whole(0),
     "pictures": Rule(
-        lambda x: _is_sequence(x) and {*x} <= {"pairs", "basins"} and not _twice(x),
-        "must be different names among ['basins', 'pairs'], or ()",
+        lambda x: _is_sequence(x) and {*x} <= _PICTURES and not _twice(x),
+        f"must be different names among {sorted(_PICTURES)}, or ()",
     ),
     "plane.images": _whole(1),
+    "line.points": _whole(2),
+    "line.images": _whole(1),
     "tensorboard": _BOOL,
     "smoke": _BOOL,
 }
@@ -206,8 +243,8 @@ def _shown(value: Any) -> str:
     return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
-def _class_faults(config: Config) -> Iterator[str]:
-    """Yields what is wrong about the classes and their tasks."""
+def _shared_faults(config: Config) -> Iterator[str]:
+    """Yields what tasks of one data set do not allow."""
     for field in ("calibration_tasks", "own_train"):
         if config[field]:
             yield (
@@ -215,6 +252,30 @@ def _class_faults(config: Config) -> Iterator[str]:
                 f"sets, which those of config.tasks = {config.tasks!r} share: leave it "
                 "empty"
             )
+    channels = DATASETS[config.dataset].shape[-1]
+    for field in ("mean", "std"):
+        if len(given := config.pixels[field]) not in (0, 1, channels):
+            yield (
+                f"config.pixels.{field} = {_shown(given)} are {len(given)} numbers, "
+                f"but images of config.dataset = {config.dataset!r} have {channels} "
+                "channels: pass one for each, or one for all"
+            )
+
+
+def _same_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong about one task for all networks."""
+    yield from _shared_faults(config)
+    if config.classes:
+        yield (
+            f"config.classes = {_shown(config.classes)} divides the classes, which all "
+            "networks of config.tasks = 'same' have in common: pass ()"
+        )
+    yield from _refit_faults(config, "tasks with text embeddings")
+
+
+def _class_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong about the classes and their tasks."""
+    yield from _shared_faults(config)
     count, tasks = num_classes(config.dataset, config.data_dir), config.num_tasks
     names = config.class_names
     shipped = config.checkpoints is None and not config.smoke
@@ -355,11 +416,16 @@ def _separate_faults(config: Config) -> Iterator[str]:
             f"config.init = {config.init!r} needs one task of all classes, which "
             "tasks with outputs of their own do not have: use 'scratch'"
         )
+    yield from _refit_faults(config, "tasks with one output")
+
+
+def _refit_faults(config: Config, tasks: str) -> Iterator[str]:
+    """Yields rows that refit to an ensemble, which only some tasks have."""
     guilty = [row for row in config.rows if METHODS[row].refit == "ensemble"]
     if guilty:
         yield (
-            f"config.rows has {guilty}, which refit to an ensemble of tasks with one "
-            "output: leave these rows out"
+            f"config.rows has {guilty}, which refit to an ensemble of {tasks}: leave "
+            "these rows out"
         )
 
 
@@ -401,6 +467,13 @@ def _other_faults(config: Config) -> Iterator[str]:
             f"config.network has {unknown}, which config.model = {config.model!r} does "
             f"not: choose among {sorted(fields - {'parent', 'name', 'outputs'})}"
         )
+    sizes = [group_size(name, config.num_tasks) for name in config.groups]
+    if max(sizes) > config.num_tasks or _twice(sizes):
+        yield (
+            f"config.groups = {_shown(config.groups)} are groups of {sizes} among "
+            f"config.num_tasks = {config.num_tasks} networks: choose different numbers "
+            f"up to {config.num_tasks}"
+        )
     if config.checkpoints is not None and not config.smoke:
         yield from _checkpoint_faults(config)
     if config.start is not None and not Path(config.start).is_file():
@@ -422,8 +495,12 @@ def _checkpoint_faults(config: Config) -> Iterator[str]:
             "config.classes = () does not say which classes the networks in "
             f"config.checkpoints = {config.checkpoints!r} know: list those of each"
         )
-    folder, count = Path(config.checkpoints), config.num_tasks
-    names = [f"model_{letter(k).lower()}.safetensors" for k in range(count)]
+    folder, names = Path(config.checkpoints), checkpoint_files(config)
+    if len(names) != config.num_tasks:
+        yield (
+            f"config.checkpoint_files lists {len(names)} files for config.num_tasks = "
+            f"{config.num_tasks} networks: list one for each, or pass ()"
+        )
     files = [*names, *(["class_embeddings.npy", "train_ids.json"] * classified)]
     if missing := [name for name in files if not (folder / name).is_file()]:
         yield (

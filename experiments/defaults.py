@@ -32,12 +32,16 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.data_dir = config_dict.placeholder(str)
     config.workers = 0  # Processes that decode images, if these are not in memory.
     config.examples = config_dict.placeholder(int)  # Per class; None: all.
+    # How the data set's pixels, of 0 to 255, are normalised: one number per channel or
+    # one for all; (): as is usual for it.
+    config.pixels = ml_collections.ConfigDict({"mean": (), "std": ()})
     config.class_names = config_dict.placeholder(str)  # None: the dataset's own.
     config.text_encoder = "minilm"
     # What networks learn, see `experiments.parents.tasks.kinds`.
     config.tasks = "split"
     config.num_tasks = 2
-    config.groups = ("all",)  # Networks that are merged: "all" at once, or "pairs".
+    # Networks that are merged: "all" at once, "pairs", or all groups of a number.
+    config.groups = ("all",)
     config.classes = ()  # The classes of every task; empty: config.tasks decides.
     # Of tasks = "datasets": a name, a data set and classes, () for all, of each task,
     # folders of data sets that are not in data_dir, the side of the classified images,
@@ -59,6 +63,7 @@ def default(title: str, model: str, **network: Any) -> Config:
     # A folder of PyTorch networks, see `experiments.parents.trained.pretrained`; None:
     # networks are trained.
     config.checkpoints = config_dict.placeholder(str)
+    config.checkpoint_files = ()  # Names there; (): model_a.safetensors and so on.
     config.init = "scratch"  # Or "finetuned": from one network that knows all classes.
     config.start = config_dict.placeholder(str)  # A file that trainings start from.
     config.train = training(epochs=60)
@@ -107,8 +112,12 @@ def default(title: str, model: str, **network: Any) -> Config:
     config.plane = ml_collections.ConfigDict({"points": 11, "images": 450})
 
     # Pictures that take longer: "pairs" of units, merged one by one (MuDSC, Figure 1),
-    # and "basins", losses around several zips (MuDSC, Figure 3).
+    # "basins", losses around several zips (MuDSC, Figure 3), and the "barrier" between
+    # two networks, in their own order and aligned (Git Re-Basin, REPAIR).
     config.pictures = ()
+    # The barrier: points on each line, and the number of test images for scores and of
+    # calibration images for batch statistics.
+    config.line = ml_collections.ConfigDict({"points": 11, "images": 450})
 
     # Several processes share the data: "auto" on TPU pods and under Slurm, Open MPI or
     # Kubernetes, or "host:port,count,number" for each of them; None: a single one.
@@ -180,6 +189,7 @@ def shrunk(config: Config) -> Config:
     small.cut_layers = ()
     small.grid.update({name: values[:2] for name, values in config.grid.items()})
     small.plane.points = min(config.plane.points, 2)
+    small.line.points = 2
     return small
 
 

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 import zipjax
-from experiments.checks import check_config
+from experiments.checks import check_config, group_size
 from experiments.defaults import shrunk
 from experiments.fingerprints import code_digest, versions
+from experiments.methods.barriers import barriers
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
@@ -34,9 +35,9 @@ from zipjax.positions import Positions
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
     "scratch": "The networks were trained from different initialisations, each on its "
-    "own task, and merged without further training.",
+    "task, and merged without further training.",
     "finetuned": "All networks were fine-tuned from one that had been trained on all "
-    "classes, each on its own task, and merged without further training.",
+    "classes, each on its task, and merged without further training.",
 }
 _EVEN = 0.5  # MuDSC's balance of weights and activations in pictures.
 _CALIBRATION = (
@@ -101,6 +102,8 @@ class Experiment:
             _check_examples("test_images", suite)
             if config.plane.points and len(suite.tasks) == 2:
                 _check_examples("plane.images", suite.testing(config.plane.images))
+            if "barrier" in config.pictures:
+                _check_examples("line.images", suite.testing(config.line.images))
             if config.checkpoints is None and any(x.searched for x in self.methods):
                 _check_examples("search_images", suite.searching(config.search_images))
 
@@ -124,7 +127,9 @@ class Experiment:
                 title = f"{parents.name}: merge and evaluate"
                 for candidate in self.track(self.candidates(setting), title):
                     results += [
-                        found.among(group, numbers, every.suite.headings)
+                        found.among(
+                            group, every.suite.columns(numbers), every.suite.headings
+                        )
                         for found in self.results(setting, candidate)
                     ]
                 matched = matched or self.unit_pictures(setting)
@@ -218,7 +223,10 @@ class Experiment:
         source = zipjax.source_of(models, suite.specs)
         path = self.workdir / "moments" / parents.name
         inputs = {
-            "images": [split.digest() for split in suite.measured],
+            "images": [
+                (split.digest(), split.pixels.mean, split.pixels.std)
+                for split in suite.measured
+            ],
             "batches": self.config.batch_size,
             "positions": (self.runner.positions, jax.process_count()),
             "source": source,
@@ -331,6 +339,11 @@ class Experiment:
             track = functools.partial(self.track, title=title)
             if pairs := unit_pairs(setting, self.runner, images, track):
                 drawn.append(pictures.pairs_picture(pairs, where))
+        if "barrier" in self.config.pictures and suite.shares_outputs:
+            title = f"{setting.parents.name}: losses on lines"
+            track = functools.partial(self.track, title=title)
+            lines = barriers(setting, self.runner, self.config.line, track)
+            drawn.append(pictures.barrier_picture(lines, where))
         return drawn
 
     def predictions(self, setting: Setting) -> list[report.Picture]:
@@ -409,19 +422,20 @@ class Experiment:
         self.console.print(message, style="dim")
 
 
-def groups(names: Sequence[str], count: int) -> Iterator[tuple[str, Sequence[int]]]:
+def groups(
+    names: Sequence[str | int], count: int
+) -> Iterator[tuple[str, Sequence[int]]]:
     """Yields the groups of networks that are merged, with their title in the tables.
 
     Args:
-      names: "all" networks at once, or "pairs".
+      names: "all" networks at once, "pairs", or the number of networks in a group.
       count: number of networks.
     """
     for name in names:
-        if name == "pairs" and count > 2:
-            for pair in itertools.combinations(range(count), 2):
-                yield "Pairs", pair
-        else:
-            yield "", range(count)
+        size = min(group_size(name, count), count)
+        title = "Pairs" if size == 2 else f"Groups of {size}"
+        for numbers in itertools.combinations(range(count), size):
+            yield "" if size == count else title, numbers
 
 
 def _check_examples(

@@ -111,7 +111,9 @@ class Summary:
     def scores(self) -> tuple[Mean | None, ...]:
         """All scores in the order of the table's columns."""
         joint = () if self.joint is None else (self.joint,)
-        return (*joint, *self.tasks, self.average)
+        # Of one task, the average is its score once more.
+        average = (self.average,) if len(self.tasks) > 1 else ()
+        return (*joint, *self.tasks, *average)
 
 
 def summarise(results: Iterable[Result]) -> list[Summary]:

@@ -16,6 +16,7 @@ from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
 from zipjax.matching.identity import match_identity
 from zipjax.matching.zipping import match_zip
 from zipjax.merging.assembling import merge_units
+from zipjax.merging.interpolation import interpolate
 from zipjax.merging.matrices import merge_matrices
 from zipjax.merging.merged import Merged, Origin, apply, flops
 from zipjax.merging.networks import source_of
@@ -90,6 +91,7 @@ __all__ = [
     "flops",
     "git_rebasin",
     "infer_spec",
+    "interpolate",
     "load",
     "match",
     "match_align",

@@ -202,8 +202,26 @@ class Dataset:
 
     def first(self, count: int) -> "Dataset":
         """Returns the first examples of every class of all splits."""
-        validation = self.validation and self.validation.first(count)
-        train, test = self.train.first(count), self.test.first(count)
+        return self._with_each(lambda split: split.first(count))
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> "Dataset":
+        """Returns the same examples, normalised otherwise.
+
+        Args:
+          mean: of the pixels, one number per channel or one for all; () for their own.
+          std: their standard deviation, likewise.
+        """
+
+        def normalised(split: Split) -> Split:
+            own = split.pixels
+            pixels = Pixels(tuple(mean) or own.mean, tuple(std) or own.std)
+            return dataclasses.replace(split, pixels=pixels)
+
+        return self._with_each(normalised)
+
+    def _with_each(self, change: Callable[[Split], Split]) -> "Dataset":
+        validation = self.validation and change(self.validation)
+        train, test = change(self.train), change(self.test)
         return Dataset(train, test, self.num_classes, validation)
 
 

@@ -79,7 +79,6 @@ METHODS = {
     "zipit_allotted": dataclasses.replace(
         _ZIPIT, title="ZipIt!, allotted widths", allots=True
     ),
-    "zipit_refit": dataclasses.replace(_ZIPIT, title="ZipIt! + refit", refit="mean"),
     "zipit_refit_ensemble": dataclasses.replace(
         _ZIPIT, title="ZipIt! + refit to the ensemble", refit="ensemble"
     ),
@@ -95,6 +94,14 @@ PAPERS = (
     *("average", "git_rebasin", "permute", "mudsc_align"),
     *("zipit", "weight_zip", "mudsc_zip"),
 )
+# Each of their rows has one that is refitted afterwards: "zipit_refit" and so on.
+REFITS = tuple(f"{name}_refit" for name in PAPERS)
+METHODS |= {
+    refit: dataclasses.replace(
+        METHODS[name], title=f"{METHODS[name].title} + refit", refit="mean"
+    )
+    for name, refit in zip(PAPERS, REFITS, strict=True)
+}
 
 
 def chosen_methods(rows: Sequence[str]) -> list[Method]:

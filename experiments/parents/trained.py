@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -158,10 +157,9 @@ class Trainer:
 def pretrained(config: Config, suite: Suite) -> Parents:
     """Reads networks that were trained in PyTorch.
 
-    The folder ``config.checkpoints`` holds ``model_a.safetensors``,
-    ``model_b.safetensors`` and so on, and what the kind of task reads there. The
-    networks are the same for all seeds, which only draw the order in which recipes
-    iterate.
+    The folder ``config.checkpoints`` holds their files, see :func:`checkpoint_files`,
+    and what the kind of task reads there. The networks are the same for all seeds,
+    which only draw the order in which recipes iterate.
 
     Args:
       config: the experiment's configuration.
@@ -174,11 +172,22 @@ def pretrained(config: Config, suite: Suite) -> Parents:
     folder = Path(config.checkpoints)
     letters = [letter(number) for number in range(len(suite.tasks))]
     models = [
-        _read(task.network, folder, f"model_{own.lower()}")
-        for task, own in zip(suite.tasks, letters, strict=True)
+        to_flax(task.network, load_state_dict(folder / name))
+        for task, name in zip(suite.tasks, checkpoint_files(config), strict=True)
     ]
     keys = {seed: jax.random.key(seed) for seed in config.seeds}
     return Parents(folder.name, suite, models, letters, keys)
+
+
+def checkpoint_files(config: Config) -> list[str]:
+    """Returns the names of the networks' files in ``config.checkpoints``.
+
+    They are those that the config lists, or else ``model_a.safetensors``,
+    ``model_b.safetensors`` and so on.
+    """
+    letters = map(letter, range(config.num_tasks))
+    usual = [f"model_{own.lower()}.safetensors" for own in letters]
+    return list(config.checkpoint_files) or usual
 
 
 def started(path: Path, task: Task, key: jax.Array) -> Variables:
@@ -244,7 +253,3 @@ def _of_first_process(make: Callable[[], Variables]) -> Variables:
     if jax.process_count() == 1:
         return make()
     return nested(hosts.once(lambda: jax.device_get(path_leaves(make()))))
-
-
-def _read(network: nn.Module, folder: Path, name: str) -> Variables:
-    return to_flax(network, load_state_dict(folder / f"{name}.safetensors"))

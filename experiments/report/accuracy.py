@@ -46,7 +46,8 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
     rows = [row for row in summarise(results) if AS_TRAINED not in row.method]
     if not rows:
         raise ValueError("no results to draw")
-    panels = {"Average of the tasks": [_Point.of(r, r.average) for r in rows]}
+    title = "Average of the tasks" if len(rows[0].tasks) > 1 else "Test examples"
+    panels = {title: [_Point.of(r, r.average) for r in rows]}
     joint = [_Point.of(r, r.joint) for r in rows if r.joint is not None]
     if joint:
         panels = {"Joint: classes of all tasks": joint, **panels}

@@ -8,12 +8,14 @@ import zipjax
 from experiments.parents.tasks.suite import Drawable, Forward, Task
 from experiments.report import (
     accuracy,
+    barrier,
     contours,
     curves,
     matched_units,
     predictions,
     unit_pairs,
 )
+from experiments.report.barrier import Line
 from experiments.report.plane import Landscape
 from experiments.report.report import Picture
 from experiments.report.unit_pairs import UnitPairs
@@ -182,4 +184,16 @@ def pairs_picture(pairs: UnitPairs, where: str) -> Picture:
         "with all other units merged by Permute (MuDSC, Figure 1). Star: the pair of "
         f"which most is left. {where}",
         "Scatter plot of pairs of units by the similarity of weights and activations",
+    )
+
+
+def barrier_picture(lines: Sequence[Line], where: str) -> Picture:
+    """Draws losses and scores on the lines between two networks."""
+    return Picture(
+        barrier.barrier_curves(lines),
+        "Mean loss and score of the tasks on the straight line from network A to B, "
+        "whose units are in their own order, in A's by activations (Permute), or in "
+        "A's by weights (Git Re-Basin). Dashed: batch statistics measured again at "
+        f"every point, as in REPAIR. {where}",
+        "Line plots of the loss and the score between two networks",
     )

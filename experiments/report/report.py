@@ -25,8 +25,9 @@ from zipjax.files import write_text
 
 EXPLANATIONS = {
     "Model": "One of the trained networks on its own, evaluated on every task.",
-    ENSEMBLE: "All the networks side by side: the most confident prediction wins. It "
-    "costs as much as all of them, and is the upper bound of what a merge can reach.",
+    ENSEMBLE: "All the networks side by side: the most confident prediction wins, or, "
+    "where all do one task, the mean of their probabilities. It costs as much as all "
+    "of them, and is the upper bound of what a merge can reach.",
     "Average": "The mean of the parameters: unit k of one network with unit k of the "
     "others.",
     "Permute": "The units of the other networks are put in the order that correlates "

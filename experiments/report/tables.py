@@ -114,6 +114,7 @@ def make_table(results: Sequence[Result]) -> Table:
     unit, scale = _flops_unit(max(summary.flops for summary in summaries))
     first, tasks = results[0], task_headings(results[0])
     joint = [] if first.joint is None else ["Joint"]
+    average = ["Average"] if len(tasks) > 1 else []
     sections = [
         Section(title, _rows(members, scale, mark=title == MERGED))
         for title, members in _grouped(summaries).items()
@@ -121,7 +122,7 @@ def make_table(results: Sequence[Result]) -> Table:
     ]
     best = "Bold: the best of those merged into one network."
     return Table(
-        ("Method", unit, *joint, *tasks, "Average"),
+        ("Method", unit, *joint, *tasks, *average),
         tuple(sections),
         _caption(first, summaries[0].seeds, best),
         unit,
@@ -307,5 +308,7 @@ def _caption(first: Result, seeds: Sequence[int], best: str) -> str:
     accuracies = not any(", " in heading for heading in first.headings)
     what = "Accuracy in %" if accuracies else "In %"
     group = first.group
-    merged = f"{group}: every task in the mean of its own. " if group else ""
+    several = len(first.tasks) > 1
+    mean = "every task in the mean of its own" if several else "the mean over them"
+    merged = f"{group}: {mean}. " if group else ""
     return f"{merged}{what}, {spread}. {best}".rstrip()

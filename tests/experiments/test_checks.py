@@ -87,6 +87,25 @@ def experiment(workdir, **changes):
         ({"network__width": 3}, r"config.network has \['width'\].*'hidden'"),
         ({"checkpoints": "nowhere"}, "'nowhere' lacks .*'model_a.safetensors'"),
         ({"plane__points": -1}, "config.plane.points = -1"),
+        ({"line__points": 1}, "config.line.points = 1 must be .* 2 on"),
+        ({"pictures": ("barriers",)}, r"pictures = .*\['barrier', 'basins', 'pairs'\]"),
+        (
+            {"pixels__mean": (1.0, 2.0)},
+            r"pixels.mean = \(1.0, 2.0\) are 2 .* 1 channels",
+        ),
+        ({"pixels__std": (0.0,)}, "config.pixels.std = .* positive"),
+        ({"groups": (3,)}, r"config.groups = \(3,\) .* \[3\] among .*num_tasks = 2"),
+        ({"groups": ("all", 2)}, r"groups of \[2, 2\].*different"),
+        ({"groups": (1,)}, r"config.groups = \(1,\) must be"),
+        (
+            {"tasks": "same", "classes": (tuple(range(10)),)},
+            r"config.classes = .*'same' have in common: pass \(\)",
+        ),
+        ({"tasks": "same", "rows": ("zipit_refit_ensemble",)}, "text embeddings"),
+        (
+            {"tasks": "same", "checkpoints": ".", "checkpoint_files": ("x.npz",)},
+            r"lists 1 files .* = 2 networks.* lacks \['x.npz'\]",
+        ),
     ],
 )
 def test_a_fault_names_the_field_and_the_remedy(changes, message):
@@ -250,6 +269,8 @@ CHANGES = {
     "networks": {
         "dataset": "noise10",
         "examples": 20,
+        "pixels.mean": (3.0,),
+        "pixels.std": (3.0,),
         "class_names": "cifar10",
         "tasks": "prime_odd",
         "num_tasks": 5,
@@ -312,13 +333,15 @@ CHANGES = {
         "plane.points": 3,
         "pictures": ("pairs",),
         "plane.images": 70,
+        "line.points": 3,
+        "line.images": 70,
     },
 }
 # These need packages, files, other processes or tasks with images of their own, or
 # replace all of the config.
 UNTRIED = {
     *("text_encoder", "checkpoints", "start", "distributed", "tensorboard", "smoke"),
-    "calibration_tasks",
+    *("calibration_tasks", "checkpoint_files"),
 }
 FINE = [f"finetune.{name}" for name in config_of().finetune]
 

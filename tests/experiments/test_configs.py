@@ -41,9 +41,9 @@ def test_every_config_runs(path, tmp_path):
     methods = list(dict.fromkeys(result.method for result in results))
     rows = one_of_a_kind(config.rows, config.partial_rows)
     partial = set(rows) & set(config.partial_rows)
-    tasks = len(results[0].tasks)
-    assert tasks == min(config.num_tasks, 3 if config.datasets else 2)
-    separate = (tasks + 1) * (2 if config.reset_parents else 1)
+    networks = min(config.num_tasks, 3 if config.datasets else 2)
+    assert len(results[0].tasks) == (1 if config.tasks == "same" else networks)
+    separate = (networks + 1) * (2 if config.reset_parents else 1)
     assert len(methods) == separate + len(rows) + len(partial)
     assert (tmp_path / "report.html").exists()
 

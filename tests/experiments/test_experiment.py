@@ -10,7 +10,7 @@ from rich.console import Console
 
 import zipjax
 from experiments.data.datasets import load_dataset
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, groups
 from experiments.methods.rows import chosen_cuts
 from experiments.parents import cache
 from experiments.parents.tasks import classes
@@ -240,3 +240,14 @@ def test_partial_zips_stop_where_they_are_told():
     assert [cut.layers for cut in chosen_cuts(spec.cuts, 1, (2, 4))] == [4, 2]
     with pytest.raises(ValueError, match=r"cut_layers \[7\].*\[1, 2, 3, 4\]"):
         chosen_cuts(spec.cuts, 1, (7, 2))
+
+
+def test_groups_are_all_of_their_size():
+    assert list(groups(("all",), 3)) == [("", (0, 1, 2))]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert list(groups(("pairs",), 3)) == [("Pairs", pair) for pair in pairs]
+    found = list(groups((3, 4), 4))
+    assert [numbers for _, numbers in found[:2]] == [(0, 1, 2), (0, 1, 3)]
+    assert [title for title, _ in found] == ["Groups of 3"] * 4 + [""]
+    # A smoke run has two networks.
+    assert list(groups((3,), 2)) == list(groups(("pairs",), 2)) == [("", (0, 1))]

@@ -49,6 +49,9 @@ class Ours(NamedTuple):
 ENCODER = taskonomy.TaskonomyEncoder(width=1 / 8, depths=(2, 2, 3, 1))
 SMALL = {
     "resnet-basic": Ours(resnet.ResNet(OUTPUTS, DEPTHS, resnet.basic), "torchvision"),
+    "resnet-padded": Ours(
+        resnet.ResNet20(OUTPUTS, 0.5, blocks=2, padded=True), "zipit", side=16
+    ),
     "resnet-bottleneck": Ours(resnet.ResNet(OUTPUTS, DEPTHS), "torchvision"),
     "resnet-timm-group": Ours(resnet.ResNet(OUTPUTS, DEPTHS, groups=32), "torchvision"),
     "resnet-timm-deep": Ours(

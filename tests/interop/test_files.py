@@ -98,7 +98,9 @@ def test_other_kinds_are_not_written(tmp_path, state, name):
 
 
 def test_other_kinds_are_not_read(tmp_path):
-    with pytest.raises(ValueError, match=r"'\.pkl': it can be .*\.npz, \.pt, \.pth"):
+    with pytest.raises(
+        ValueError, match=r"'\.pkl': it can be .*\.npz, \.pt, \.pth, \.th"
+    ):
         load_state_dict(tmp_path / "model.pkl")
 
 
@@ -119,7 +121,7 @@ def test_missing_packages_come_with_the_command(tmp_path, name, module, monkeypa
         load_state_dict(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_files_of_torch(tmp_path, torch, suffix, wrapper):
     weight = torch.arange(6.0).reshape(2, 3)
@@ -137,6 +139,15 @@ def test_other_values_of_a_checkpoint_are_named(tmp_path, torch):
     torch.save(torch.ones(2), tmp_path / "model.pt")
     with pytest.raises(ValueError, match="holds a Tensor, not tensors by key"):
         load_state_dict(tmp_path / "model.pt")
+
+
+def test_a_checkpoint_as_published_is_its_state(shared, torch):
+    folder = shared / "checkpoints" / "resnet20_third_party"
+    if not folder.exists():
+        pytest.skip("needs the published networks beside the golden results")
+    found = load_state_dict(folder / "run_1_as_published.th")
+    expected = load_state_dict(folder / "run_1.safetensors")
+    assert_same(found, {f"module.{key}": value for key, value in expected.items()})
 
 
 class Malicious:

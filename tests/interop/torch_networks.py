@@ -79,6 +79,50 @@ def taskonomy_stage(inputs, features, blocks, shrinks):
     return nn.Sequential(*layers)
 
 
+class PaddedBlock(torch.nn.Module):
+    """A basic block whose shortcut has no parameters."""
+
+    def __init__(self, inputs, features, stride):
+        super().__init__()
+        nn = torch.nn
+        self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.stride, self.added = stride, features - inputs
+
+    def forward(self, x):
+        functional = torch.nn.functional
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        x = x[:, :, :: self.stride, :: self.stride]
+        half = self.added // 2
+        return functional.relu(functional.pad(x, (0, 0, 0, 0, half, half)) + y)
+
+
+class PaddedResNet(torch.nn.Module):
+    """He et al.'s network for CIFAR, as its publishers name the layers."""
+
+    def __init__(self, width, blocks):
+        super().__init__()
+        nn = torch.nn
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels = width
+        for stage in (1, 2, 3):
+            features, layers = width * 2 ** (stage - 1), []
+            for block in range(blocks):
+                stride = 2 if stage > 1 and block == 0 else 1
+                layers.append(PaddedBlock(channels, features, stride))
+                channels = features
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.linear = nn.Linear(channels, OUTPUTS)
+
+    def forward(self, x):
+        x = torch.nn.functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
 class TaskonomyEncoder(torch.nn.Module):
     """The layers of visualpriors' encoder under their names."""
 
@@ -182,6 +226,7 @@ def deeplab(**options):
 # By the names of tests.interop.parity.
 SMALL = {
     "resnet-basic": lambda: torchvision_resnet(torchvision.models.resnet.BasicBlock),
+    "resnet-padded": lambda: PaddedResNet(8, 2),
     "resnet-bottleneck": lambda: torchvision_resnet(
         torchvision.models.resnet.Bottleneck
     ),

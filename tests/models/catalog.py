@@ -6,8 +6,9 @@ The number of perms:
 * ResNets: a residual stream for every stage; between the convolutions of every block
   one perm (basic) or two (bottleneck). The stem writes to the first stream, unless the
   first block has a shortcut convolution (bottlenecks widen at once): then it has its
-  own, and a deep stem two more. GroupNorm turns every perm into two: the groups, and
-  the units within a group.
+  own, and a deep stem two more. Padded shortcuts leave one stream, which every stage
+  but the first widens by a perm before and a perm after. GroupNorm turns every perm
+  into two: the groups, and the units within a group.
 * Transformers: one for every residual stream (each stage of Swin has its own); four for
   every block: the heads, within a head Q with K and V with the projection, the MLP.
 * Taskonomy: the encoder's are a ResNet's. A decoder has one for every layer but the
@@ -81,6 +82,10 @@ TINY = {
         resnet.ResNet20(TINY_CLASSES, 0.25, groups=2),
         resnet.spec, 8, 2 * (3 + 9), (7, 13, 19), 20,
     ),
+    "resnet20-padded": Network(
+        resnet.ResNet20(TINY_CLASSES, 0.25, blocks=1, padded=True),
+        resnet.spec, 8, 1 + 2 * 2 + 3, (7,), 8,
+    ),
     "basic": Network(
         resnet.ResNet(TINY_CLASSES, (2, 1), resnet.basic, width=1 / 16),
         resnet.spec, 16, 2 + 3, (5, 7), 8,
@@ -150,6 +155,10 @@ TINY = {
 FULL = {
     "resnet20": Network(
         resnet.ResNet20(10), resnet.spec, 32, 3 + 9, (7, 13, 19), 20,
+    ),
+    "resnet20-padded": Network(
+        resnet.ResNet20(10, padded=True),
+        resnet.spec, 32, 1 + 2 * 2 + 9, (19,), 20, 269_722,
     ),
     "resnet20-x2-group": Network(
         resnet.ResNet20(384, 2.0, groups=8), resnet.spec, 32, 24, (7, 13, 19), 20,

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 import zipjax
-from tests.networks import images, variables
+from tests.networks import images, relative_error, variables
+from zipjax.interop.torch import from_flax
 from zipjax.models import resnet
 
 CASES = [(10, 1.0), (5, 0.25), (512, 2.0), (3, 0.5), (100, 8.0)]
@@ -80,3 +83,70 @@ def test_images_of_any_size_and_training_mode(small):
     assert jax.tree.structure(updates["batch_stats"]) == jax.tree.structure(
         params["batch_stats"]
     )
+
+
+def convolved(x, kernel, stride):
+    """A 3x3 convolution of images with channels first, in float64."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = sliding_window_view(padded, (3, 3), axis=(2, 3))
+    return np.einsum("bihwyx,oiyx->bohw", windows[:, :, ::stride, ::stride], kernel)
+
+
+def normalised(x, state, name):
+    mean, var, scale, bias = (
+        state[f"{name}.{part}"][:, None, None]
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+def padded_resnet(state, x, blocks):
+    """He et al.'s network for CIFAR, from a state dictionary, in numpy."""
+    x = convolved(x, state["conv1.weight"], 1)
+    x = np.maximum(normalised(x, state, "bn1"), 0)
+    for stage in (1, 2, 3):
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            y = convolved(x, state[f"{name}.conv1.weight"], stride)
+            y = np.maximum(normalised(y, state, f"{name}.bn1"), 0)
+            y = convolved(y, state[f"{name}.conv2.weight"], 1)
+            y = normalised(y, state, f"{name}.bn2")
+            shortcut = np.zeros_like(y)
+            first = (y.shape[1] - x.shape[1]) // 2
+            shortcut[:, first : first + x.shape[1]] = x[:, :, ::stride, ::stride]
+            x = np.maximum(y + shortcut, 0)
+    return x.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
+
+
+def test_padded_shortcuts_add_zeros_on_both_sides():
+    net = resnet.ResNet20(3, 0.25, blocks=2, padded=True)
+    params, x = variables(net, (9, 8, 3), 3), images(2, (9, 8, 3))
+    state = {k: v.astype(np.float64) for k, v in from_flax(net, params).items()}
+    expected = padded_resnet(state, x.transpose(0, 3, 1, 2).astype(np.float64), 2)
+    assert relative_error(net.apply(params, x), expected) < 1e-5
+
+
+def test_one_stream_runs_through_padded_stages():
+    spec = resnet.spec(resnet.ResNet20(10, padded=True))
+    streams = {name: size for name, size in spec.sizes.items() if "stage" in name}
+    assert streams == {
+        **{"stage1": 16, "stage2/before": 8, "stage2/after": 8},
+        **{"stage3/before": 16, "stage3/after": 16},
+    }
+    sides = "stage3/before", "stage2/before", "stage1", "stage2/after", "stage3/after"
+    produced = zipjax.Sum(tuple(zipjax.Axis(perm, "out") for perm in sides))
+    assert spec.entries["params/layer3_2/bn2/scale"] == (produced,)
+
+
+def test_widths_that_differ_by_an_odd_number_are_padded_more_behind():
+    net = resnet.ResNet20(3, 0.07, blocks=1, padded=True)  # 1, 2 and 4 channels.
+    spec = resnet.spec(net)
+    assert spec.sizes["stage2/after"] == 1
+    assert "stage2/before" not in spec.sizes
+    spec.validate(jax.eval_shape(lambda: variables(net, (8, 8, 3), 0)))
+
+
+def test_padded_shortcuts_and_groups_have_no_declared_spec():
+    with pytest.raises(ValueError, match=r"groups = 2 .*zipjax.infer_spec"):
+        resnet.spec(resnet.ResNet20(3, 0.25, groups=2, padded=True))

@@ -20,9 +20,9 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Reads a state dictionary.
 
     Args:
-      path: a ".safetensors" or ".npz" file, or PyTorch's ".pt" or ".pth". All but
-        ".npz" need the extra ``torch``. If a PyTorch file holds a dictionary with the
-        key "state_dict" or "model", that entry is read.
+      path: a ".safetensors" or ".npz" file, or PyTorch's ".pt", ".pth" or ".th". All
+        but ".npz" need the extra ``torch``. If a PyTorch file holds a dictionary with
+        the key "state_dict" or "model", that entry is read.
 
     Returns:
       Arrays by key. Values in bfloat16, which numpy lacks, become float32.
@@ -139,6 +139,7 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     ".npz": _read_npz,
     ".pt": _read_torch,
     ".pth": _read_torch,
+    ".th": _read_torch,
 }
 _WRITERS: dict[str, Callable[[Path, StateDict], None]] = {
     ".safetensors": _write_safetensors,

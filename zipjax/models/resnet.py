@@ -1,7 +1,8 @@
 """Residual networks (He et al. 2016): ResNet-20 for small images, others for ImageNet.
 
 ResNet-20 is the network in the code of ZipIt! and MuDSC, with 3x3 convolutions as
-shortcuts between stages. ResNet-18, -26 and -50 are those of torchvision and timm: the
+shortcuts between stages, or that of the original paper, whose shortcuts have no
+parameters. ResNet-18, -26 and -50 are those of torchvision and timm: the
 shortcuts are 1x1, and a bottleneck has its stride in the 3x3 convolution. All of them
 have BatchNorm or, as MuDSC's ResNets with group structure do, GroupNorm (Wu and He
 2018), whose layers are named like those of BatchNorm, as in timm.
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from zipjax.models.declaration import Declaration
 from zipjax.models.layers import Dense, conv, norm
-from zipjax.spec.entries import Entry
+from zipjax.spec.entries import Entry, Sum
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
@@ -78,7 +79,9 @@ class Plan:
       name: the block's name, "layer<stage>_<block>" as in PyTorch.
       stage: number of its stage, from 1.
       body: its convolutions.
-      shortcut: the convolution in its shortcut, if there is one.
+      shortcut: the convolution in its shortcut. None: there is none, and the shortcut
+        skips what the block's stride skips and pads its channels with zeros, as many
+        before them as after.
       pool: side and stride of the average pooling before the shortcut's convolution.
     """
 
@@ -87,6 +90,11 @@ class Plan:
     body: tuple[Convolution, ...]
     shortcut: Convolution | None
     pool: int = 1
+
+    @property
+    def features(self) -> int:
+        """Number of channels after the block."""
+        return self.body[-1].features
 
     @property
     def stride(self) -> int:
@@ -98,7 +106,7 @@ def _plans(
     features: Sequence[int],
     depths: Sequence[int],
     body: Body,
-    shortcut: int,
+    shortcut: int | None,
     halvings: int,
 ) -> list[Plan]:
     """Returns the blocks of all stages.
@@ -110,7 +118,8 @@ def _plans(
       features: number of features of every stage.
       depths: number of blocks of every stage.
       body: returns the convolutions of a block.
-      shortcut: kernel size of the shortcuts that change the shape.
+      shortcut: kernel size of the shortcuts that change the shape; None: these have no
+        convolutions.
       halvings: how many stages at most halve the image.
     """
     plans, channels = [], features[0]
@@ -123,7 +132,9 @@ def _plans(
             convolutions = body(features[stage], stride, before, later)
             changed = stride > 1 or convolutions[-1].features != channels
             channels = convolutions[-1].features
-            across = Convolution(channels, shortcut, stride) if changed else None
+            across = None
+            if changed and shortcut is not None:
+                across = Convolution(channels, shortcut, stride)
             plans.append(
                 Plan(f"layer{stage + 1}_{block}", stage + 1, convolutions, across)
             )
@@ -180,7 +191,14 @@ class Block(nn.Module):
             x = norm(self.groups, train=train, name="shortcut_bn")(x)
         elif self.plan.stride > 1:
             x = x[:, :: self.plan.stride, :: self.plan.stride]
+        if x.shape[-1] != y.shape[-1]:
+            x = jnp.pad(x, ((0, 0),) * 3 + (_sides(y.shape[-1] - x.shape[-1]),))
         return nn.relu(x + y)
+
+
+def _sides(channels: int) -> tuple[int, int]:
+    """Returns how many of the added channels come before the others, and after."""
+    return channels // 2, channels - channels // 2
 
 
 class ResNet20(nn.Module):
@@ -192,12 +210,16 @@ class ResNet20(nn.Module):
       groups: number of groups of GroupNorm; None for BatchNorm.
       blocks: number of blocks of every stage: n of them make 6n + 2 layers, and 3 of
         them ResNet-20 (He et al. 2016, Section 4.2).
+      padded: whether shortcuts between stages have no parameters, but every second
+        position and channels padded with zeros (option A there), not convolutions.
+        Merged to other widths, as many units must be added before as after.
     """
 
     outputs: int
     width: float = 1.0
     groups: int | None = None
     blocks: int = 3
+    padded: bool = False
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -212,7 +234,8 @@ class ResNet20(nn.Module):
     @property
     def plans(self) -> list[Plan]:
         """The blocks."""
-        return _plans(self.features, (self.blocks,) * 3, basic, shortcut=3, halvings=2)
+        depths, shortcut = (self.blocks,) * 3, None if self.padded else 3
+        return _plans(self.features, depths, basic, shortcut, halvings=2)
 
     @nn.compact
     def __call__(
@@ -345,8 +368,19 @@ def spec(model: ResNet20 | ResNet) -> PermutationSpec:
     Every stage has one residual stream, to which its blocks write; every block has a
     perm between each two of its convolutions. The stem writes to the first stream, or,
     if the first block has a convolution in its shortcut, to a perm of its own. Thus
-    ResNet-20 has 12 perms, and twice as many with GroupNorm.
+    ResNet-20 has 12 perms, and twice as many with GroupNorm. Padded, it has 14: one
+    stream runs through all stages, and each stage adds a perm on either side of it.
+
+    Raises:
+      ValueError: if padded shortcuts meet GroupNorm, whose groups span several of these
+        perms.
     """
+    if isinstance(model, ResNet20) and model.padded and model.groups is not None:
+        raise ValueError(
+            f"groups = {model.groups} of GroupNorm span perms that padded shortcuts "
+            "keep apart, which no declared spec covers: pass groups=None or "
+            "padded=False, or use zipjax.infer_spec"
+        )
     net = Declaration(groups=model.groups)
     stream = declare_stages(net, "", model.stem, model.plans)[-1]
     net.dense("linear" if isinstance(model, ResNet20) else "fc", stream, None)
@@ -370,11 +404,15 @@ def declare_stages(
     opened = plans[0].shortcut is not None
     stream = net.channels(f"{path}{'stem' if opened else 'stage1'}", stem[-1].features)
     _declare_chain(net, path, stem, None, stream)
+    channels = stem[-1].features
     streams: dict[int, Entry] = {}
     for plan in plans:
-        before = stream
+        before, stage = stream, f"{path}stage{plan.stage}"
         if plan.shortcut is not None:
-            stream = net.channels(f"{path}stage{plan.stage}", plan.shortcut.features)
+            stream = net.channels(stage, plan.features)
+        elif plan.features != channels:
+            stream = _padded(net, stage, stream, plan.features - channels)
+        channels = plan.features
         block = f"{path}{plan.name}/"
         _declare_chain(net, block, plan.body, before, stream)
         if plan.shortcut is not None:
@@ -382,6 +420,16 @@ def declare_stages(
             net.norm(f"{block}shortcut_bn", stream)
         streams[plan.stage] = stream
     return list(streams.values())
+
+
+def _padded(net: Declaration, stage: str, stream: Entry, channels: int) -> Sum:
+    """Returns a stream between the channels that padding adds, a perm on each side."""
+    own = stream.parts if isinstance(stream, Sum) else (stream,)
+    before, after = (
+        [net.channels(f"{stage}/{side}", size)] if size else []
+        for side, size in zip(("before", "after"), _sides(channels), strict=True)
+    )
+    return Sum((*before, *own, *after))
 
 
 def _declare_chain(

@@ -343,11 +343,7 @@ class ClassKind:
     @classmethod
     def of(cls, config: Any, track: Track) -> "ClassKind":
         """Opens the data set of a config, and builds its network."""
-        data = load_dataset(
-            config.dataset, config.data_dir, workers=config.workers, track=track
-        )
-        if config.examples is not None:
-            data = data.first(config.examples)
+        data = opened(config, track)
         embeddings = _embeddings(config)
         sizes = config.network.to_dict()
         network, spec = build(config.model, sizes, embeddings.shape[1])
@@ -396,6 +392,16 @@ class ClassKind:
         test = self.data.test.take(slice(config.test_images))
         what = images, self.network, self.spec
         return ClassSuite.of(classes, train, test, *what)
+
+
+def opened(config: Any, track: Track) -> Dataset:
+    """Opens a config's data set: as many examples, normalised as the config says."""
+    data = load_dataset(
+        config.dataset, config.data_dir, workers=config.workers, track=track
+    )
+    if config.examples is not None:
+        data = data.first(config.examples)
+    return data.normalised_by(config.pixels.mean, config.pixels.std)
 
 
 def _embeddings(config: Any) -> Float[np.ndarray, "classes dim"]:

@@ -9,6 +9,7 @@ import jax
 from experiments.data.splits import Track
 from experiments.parents.tasks.classes import ClassKind
 from experiments.parents.tasks.logits import DatasetsKind
+from experiments.parents.tasks.same import SameKind
 from experiments.parents.tasks.scenes import ScenesKind
 from experiments.parents.tasks.suite import Suite, Task
 
@@ -42,6 +43,7 @@ class Kind(Protocol):
 KINDS: Mapping[str, Callable[[Any, Track], Kind]] = {
     "split": ClassKind.of,
     "prime_odd": ClassKind.of,
+    "same": SameKind.of,
     "datasets": DatasetsKind.of,
     "scenes": ScenesKind.of,
 }

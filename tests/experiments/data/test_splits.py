@@ -147,3 +147,18 @@ def test_digests_tell_examples_labels_and_sizes_apart():
     others = [MEMORY, CROPPED, relabelled, repainted, DENSE, MEMORY.take(slice(9))]
     assert len({split.digest() for split in others}) == len(others)
     assert MEMORY.digest() == in_memory(IMAGES.copy(), LABELS.copy()).digest()
+
+
+def test_a_data_set_may_be_normalised_otherwise():
+    images = np.full((2, 1, 1, 3), 6, np.uint8)
+    split = in_memory(images, np.zeros(2, int), Pixels((2.0, 4.0, 6.0), (2.0,)))
+    data = Dataset(split, split, 1, split)
+
+    def first(changed):
+        return [
+            np.ravel(x.example()).tolist() for x in (changed.test, changed.validation)
+        ]
+
+    assert first(data.normalised_by((), ())) == [[2, 1, 0]] * 2
+    assert first(data.normalised_by((0.0,), ())) == [[3, 3, 3]] * 2
+    assert first(data.normalised_by((), (1.0, 2.0, 3.0))) == [[4, 1, 0]] * 2

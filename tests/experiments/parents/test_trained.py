@@ -70,6 +70,19 @@ def test_networks_tasks_and_images_are_those_of_the_folder(config):
     assert len(drawn) == 2
 
 
+def test_files_may_have_other_names(config, tmp_path):
+    expected = read(config, split()).models
+    for name in ("model_a.safetensors", "model_b.safetensors"):
+        (tmp_path / name).rename(tmp_path / f"other_{name}")
+    with pytest.raises(FileNotFoundError):
+        read(config, split())
+    config.checkpoint_files = tuple(f"other_model_{k}.safetensors" for k in "ba")
+    found = read(config, split()).models
+    for model, wanted in zip(found, reversed(expected), strict=True):
+        leaves = jax.tree.leaves(model), jax.tree.leaves(wanted)
+        np.testing.assert_array_equal(leaves[0][0], leaves[1][0])
+
+
 def test_an_image_that_the_dataset_lacks_is_named(config):
     with pytest.raises(ValueError, match=r"1 images .* 5 ids .* 'train_00007'"):
         read(config, split().take(slice(5)))

@@ -69,6 +69,18 @@ def test_tasks_are_lettered():
     assert table.columns[3:-1] == ("Task A", "Task B", "Task C", "Task D")
 
 
+def test_one_score_is_its_own_average():
+    results = [
+        Result("Permute", 0, 1e6, None, (score,)).among("Pairs", (0,), ("Accuracy",))
+        for score in (0.25, 0.5)
+    ]
+    table = make_table(results)
+    assert table.columns == ("Method", "MFLOPs", "Accuracy")
+    ((_, cells),) = table.sections[0].rows
+    assert [cell.mean for cell in cells] == ["1.00", "37.5"]
+    assert table.caption.startswith("Pairs: the mean over them. ")
+
+
 def pairs_of_seven():
     """Returns results of all pairs of seven tasks, and what rows should say."""
     names = tuple(f"task {k}, scaled performance" for k in range(7))
