@@ -19,6 +19,7 @@ from experiments.data.splits import LABEL, Dataset, Split, Track
 from experiments.parents.architectures import build
 from experiments.parents.tasks.classes import cross_entropies
 from experiments.parents.tasks.segmentation import PixelLogits
+from experiments.parents.tasks.separate import SeparateKind
 from experiments.parents.tasks.suite import Forward, Objective, Suite, Task
 from zipjax.types import Array
 
@@ -51,7 +52,7 @@ class Logits:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DatasetsKind:
+class DatasetsKind(SeparateKind[Suite]):
     """Suites of several data sets, or groups of their classes: "datasets".
 
     The config's ``datasets`` lists a name, a data set and some of its classes, () for
@@ -104,22 +105,6 @@ class DatasetsKind:
         calibration = tuple(task.train.take(slice(images)) for task in tasks)
         chosen = tuple(config.calibration_tasks)
         return Suite(tuple(tasks), calibration, calibration_tasks=chosen)
-
-    def everything(self) -> Task:
-        """Refuses: there is no task of all.
-
-        Raises:
-          ValueError: always.
-        """
-        raise ValueError(
-            "config.init = 'finetuned' needs one task of all classes, which several "
-            "data sets do not have: use 'scratch'"
-        )
-
-    def pretrained(self, folder: Any) -> Suite:
-        """Returns the tasks of the networks in a folder."""
-        del folder
-        return self.suite(jax.random.key(0))
 
 
 def _part(

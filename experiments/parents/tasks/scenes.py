@@ -21,6 +21,7 @@ from experiments.data.splits import Split, Track
 from experiments.fingerprints import text_digest
 from experiments.parents.architectures import build
 from experiments.parents.tasks.scaled import Categories, Distance, Scaled, ScaledImages
+from experiments.parents.tasks.separate import SeparateKind
 from experiments.parents.tasks.suite import Suite, Task, forwarded, process
 from experiments.scenes.labels import NOISE, RANGES, SEGMENTS, image_only_labels
 from experiments.scenes.scenes import OBJECT_CLASSES, input_of, render
@@ -119,7 +120,7 @@ def _check_learned(name: str, objective: Scaled) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScenesKind:
+class ScenesKind(SeparateKind[EncoderSuite]):
     """Suites of Taskonomy's tasks on one set of images: "scenes".
 
     The config's ``scenes`` names the tasks and the images.
@@ -155,22 +156,6 @@ class ScenesKind:
         tasks = tuple(map(self._task, names))
         images = slice(self.config.calibration_images)
         return EncoderSuite(tasks, tuple(task.train.take(images) for task in tasks))
-
-    def everything(self) -> Task:
-        """Refuses: there is no task of all.
-
-        Raises:
-          ValueError: always.
-        """
-        raise ValueError(
-            "config.init = 'finetuned' needs one task of all classes, which tasks of "
-            "different outputs do not have: use 'scratch'"
-        )
-
-    def pretrained(self, folder: Any) -> EncoderSuite:
-        """Returns the tasks of the networks in a folder."""
-        del folder
-        return self.suite(jax.random.key(0))
 
     def _task(self, name: str) -> Task:
         config, form = self.config, form_of(name)
