@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = Experiment(config, Path("unused"), Console())
     (parents,) = experiment.parents()
     runner, suite = experiment.runner, parents.suite
-    batches = runner.inputs(suite)
+    batches = list(runner.inputs(suite))
     recipes = {
         "Permute": zipjax.permute(),
         "ZipIt!": zipjax.zipit(**config.zipit),

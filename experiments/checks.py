@@ -135,6 +135,7 @@ _TRAINING = {
     "weight_decay": _NOT_NEGATIVE,
     "flip": _BOOL,
     "crop": _whole(0),
+    "precision": _one_of(("float32", "bfloat16")),
 }
 
 

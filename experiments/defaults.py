@@ -148,8 +148,9 @@ def training(
     weight_decay: float = 1e-2,
     flip: bool = False,
     crop: int = 0,
+    precision: str = "float32",
 ) -> Config:
-    """Returns the fields of one training."""
+    """Returns the fields of one training; precision "bfloat16" is for accelerators."""
     return ml_collections.ConfigDict(locals())
 
 

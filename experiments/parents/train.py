@@ -102,7 +102,8 @@ def train_network(
       objective: what the network's outputs mean.
       key: PRNG key of initialisation, shuffling and augmentation.
       config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``, ``flip``
-        and ``crop``, see `Augmentation`.
+        and ``crop``, see `Augmentation`, and the ``precision`` that the network
+        computes in; parameters, statistics and losses are float32.
       track: wraps the epochs in a progress bar with a title.
       write: receives the number and the mean figures of every epoch.
       title: what the bar and the log call this training.
@@ -129,7 +130,9 @@ def train_network(
         collected: Averages = {}
         for batch in on_device(split.shuffled(size, shuffle_key, number)):
             state.opt_state.hyperparams["learning_rate"] = rate(state.step)
-            state, own = _step(look, objective, state, *batch, augment_key)
+            state, own = _step(
+                look, config.precision, objective, state, *batch, augment_key
+            )
             collected = _merged(collected, own) if collected else own
         figures = {name: float(x.compute()) for name, x in collected.items()}
         write(number, figures)
@@ -182,9 +185,10 @@ def _initial_state(
 
 
 # One step, not one epoch: tasks of different size share the compiled function.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(
     look: Augmentation,
+    precision: str,
     objective: Objective,
     state: TrainState,
     images: jax.Array,
@@ -196,7 +200,7 @@ def _step(
     images = look.augmented(images, own_key)
     if targets.ndim > 1:
         targets = look.moved(targets, own_key, objective.outside)
-    loss_of = functools.partial(_loss, objective, state, images, targets)
+    loss_of = functools.partial(_loss, precision, objective, state, images, targets)
     (_, (others, figures)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
@@ -213,18 +217,21 @@ def _merged(collected: Averages, own: Averages) -> Averages:
 
 
 def _loss(
+    precision: str,
     objective: Objective,
     state: TrainState,
     images: jax.Array,
     targets: jax.Array,
     params: Any,
 ) -> tuple[jax.Array, Any]:
+    rounded = jax.tree_util.tree_map(lambda x: x.astype(precision), params)
     outputs, others = state.apply_fn(
-        {"params": params, **state.others},
-        images,
+        {"params": rounded, **state.others},
+        images.astype(precision),
         train=True,
         mutable=list(state.others),
     )
+    outputs = outputs.astype(jnp.float32)
     losses = objective.losses(outputs, targets)
     figures = {"loss": losses, **objective.figures(outputs, targets)}
     return losses.mean(), (others, figures)

@@ -285,6 +285,7 @@ CHANGES = {
         "train.weight_decay": 0.7,
         "train.flip": True,
         "train.crop": 1,
+        "train.precision": "bfloat16",
     },
     "moments": {
         "batch_size": 7,
@@ -311,6 +312,7 @@ CHANGES = {
         "finetune.weight_decay": 0.7,
         "finetune.flip": True,
         "finetune.crop": 1,
+        "finetune.precision": "bfloat16",
         "search_images": 70,
         "refit_images": 70,
         "test_images": 70,

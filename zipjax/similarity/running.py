@@ -160,7 +160,7 @@ def _mean(part: Running) -> np.ndarray:
 
 def _moved(
     old: Running, models: Sequence[Float[AnyArray, "places samples _units"]]
-) -> tuple[tuple[AnyArray, ...], list[list[AnyArray]]]:
+) -> tuple[tuple[AnyArray, ...], list[Sequence[AnyArray]]]:
     """Returns the new count, mean and its tail, and what is added to the second moment.
 
     That are the products of the samples about a mean of some, and of the distance that
@@ -191,7 +191,7 @@ def _moved(
 def _shift(x: Float[AnyArray, "places samples units"]) -> Array:
     """Returns a mean of some samples, which is exact where units are constant."""
     some = x[:, :: max(x.shape[1] // _SOME, 1)]
-    return some[:, 0] + (some - some[:, :1]).mean(1)
+    return jnp.asarray(some[:, 0] + (some - some[:, :1]).mean(1))
 
 
 def _mean_sample(x: Float[AnyArray, "places samples units"]) -> Array:

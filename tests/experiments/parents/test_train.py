@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from experiments.data.pixels import Pixels
 from experiments.data.splits import in_memory
@@ -72,13 +73,22 @@ def test_examples_that_are_not_in_memory_train_the_same_network():
     jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 
-def test_one_step_is_adamw_on_normalised_images():
-    config = training(epochs=1, batch_size=8, learning_rate=0.1, weight_decay=0.3)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_step_is_adamw_on_normalised_images(precision):
+    config = training(
+        epochs=1,
+        batch_size=8,
+        learning_rate=0.1,
+        weight_decay=0.3,
+        precision=precision,
+    )
     start = NETWORK.init(jax.random.key(3), jnp.zeros((1, 2, 2, 1)))
     split, trained = run(config, start)
 
     def loss(params):
-        outputs = NETWORK.apply({"params": params}, (IMAGES - 0.5) / 2)
+        params = jax.tree.map(lambda x: x.astype(precision), params)
+        images = jnp.asarray((IMAGES - 0.5) / 2, precision)
+        outputs = NETWORK.apply({"params": params}, images).astype(jnp.float32)
         cosine = outputs @ TARGETS.T / jnp.linalg.norm(outputs, axis=1, keepdims=True)
         logits = 100 * cosine
         return optax.softmax_cross_entropy_with_integer_labels(
@@ -95,6 +105,7 @@ def test_one_step_is_adamw_on_normalised_images():
         trained["params"],
         expected,
     )
+    assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
 
 
 def test_networks_from_one_start_stay_near_each_other():
