@@ -1,6 +1,7 @@
 """The picture of accuracy against depth."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from experiments.results import (
 
 # About how many letters of a legend fit into the width, and how many a mark takes.
 _LEGEND_LETTERS, _LEGEND_MARK = 80, 8
+# For so many lines of a legend there is room; each further one takes so many inches.
+_LEGEND_LINES, _LEGEND_LINE = 4, 0.22
 
 
 def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figure:
@@ -51,7 +54,7 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
     joint = [_Point.of(r, r.joint) for r in rows if r.joint is not None]
     if joint:
         panels = {"Joint: classes of all tasks": joint, **panels}
-    figure = Figure(figsize=(WIDTH, 3.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)
     for panel, (title, points) in zip(axes.flat, panels.items(), strict=True):
         _draw_accuracy(panel, points, total_layers)
@@ -60,6 +63,10 @@ def accuracy_against_depth(results: Iterable[Result], total_layers: int) -> Figu
     panel.set_xlabel(f"zipped layers of {total_layers} (0: the ensemble)")
     handles, labels = panel.get_legend_handles_labels()
     columns = max(1, _LEGEND_LETTERS // (max(map(len, labels)) + _LEGEND_MARK))
+    # A long legend takes its height from the page, not from the panels.
+    lines = math.ceil(len(labels) / columns)
+    height = 3.6 * len(panels) + _LEGEND_LINE * max(lines - _LEGEND_LINES, 0)
+    figure.set_figheight(height)
     style = {"loc": "outside lower center", "frameon": False}
     figure.legend(handles, labels, ncols=columns, **style)
     return figure

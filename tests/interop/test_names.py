@@ -67,6 +67,10 @@ KNOWN = {
         "bn1.running_var", "layer1.2.conv2.weight", "layer2.0.shortcut.0.weight",
         "layer3.0.shortcut.1.num_batches_tracked", "linear.bias",
     ),
+    ("resnet20-padded", "zipit"): (
+        "conv1.weight", "layer2.0.bn2.running_var", "layer3.2.conv2.weight",
+        "linear.weight",
+    ),
     ("resnet50", "torchvision"): (
         "conv1.weight", "layer1.0.downsample.0.weight", "layer3.5.bn3.running_mean",
         "layer4.0.downsample.1.bias", "fc.weight",
