@@ -4,6 +4,7 @@ import importlib
 import itertools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from zipjax.types import ApplyFn, PyTree
 Batches = Sequence[tuple[Any, ...]]
 
 _ARRAYS = (".npy", ".npz")
+_PACKAGE = Path(__file__).parent.parent
 
 
 def imported(name: str, value: Any) -> Any:
@@ -135,17 +137,23 @@ def read_batches(settings: Settings) -> tuple[Batches, Batches]:
 
 
 def _batches(name: str, source: Any, settings: Settings) -> Batches:
-    stream = _stream(name, source, settings)
-    limited = itertools.islice(stream, settings.num_batches)
     try:
+        stream = _stream(name, source, settings)
+        limited = itertools.islice(stream, settings.num_batches)
         return list(input_batches(limited, _chooser(settings.inputs)))
-    except KeyError as error:
+    except OSError:
+        raise
+    except Exception as error:  # Whatever the user's code raises.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        own = Path(last.filename).is_relative_to(_PACKAGE)
+        where = (
+            ""
+            if own
+            else f"{type(error).__name__} in {last.filename}, line {last.lineno}: "
+        )
         raise ValueError(
-            f"{name}: a batch has no input {error}, which inputs = "
-            f"{settings.inputs} names"
+            f"{name} = {shown_name(source)}: {where}{_line(error)}"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{name} = {shown_name(source)}: {error}") from error
 
 
 def _stream(name: str, source: Any, settings: Settings) -> Iterable[Any]:
@@ -199,12 +207,22 @@ def _arrays(file: Path, inputs: Sequence[str]) -> list[np.ndarray]:
     return [stored[name].read() for name in names]
 
 
-def _chooser(inputs: Sequence[str]) -> Callable[[Any], Any] | None:
-    if not inputs:
-        return None
-    return lambda batch: (
-        tuple(batch[name] for name in inputs) if isinstance(batch, Mapping) else batch
-    )
+def _chooser(inputs: Sequence[str]) -> Callable[[Any], Any]:
+    """Returns what chooses the inputs of a batch by name, if it has names."""
+
+    def choose(batch: Any) -> Any:
+        if not isinstance(batch, Mapping):
+            return batch
+        missing = [name for name in inputs if name not in batch]
+        if missing or not inputs:
+            raise ValueError(
+                f"a batch holds {list(batch)}: name what the function reads, in its "
+                f"order, --inputs {next(iter(batch), 'image')}"
+                + (f"; there is no {missing}" if missing else "")
+            )
+        return tuple(batch[name] for name in inputs)
+
+    return choose
 
 
 def _on_device(leaf: Any) -> Any:

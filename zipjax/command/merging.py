@@ -34,10 +34,10 @@ from zipjax.merging.merged import Merged
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.spec.verify import verify_spec
 from zipjax.tracing.infer import infer_spec
-from zipjax.trees import collections, path_leaves
+from zipjax.trees import collections, path_leaves, running_stats
 from zipjax.types import ApplyFn, PyTree
 
-_REASONS = 12  # Frozen axes that are listed; spec.txt has all.
+_REASONS = 12  # Reasons that are listed; spec.txt has every frozen axis.
 
 
 def run_merge(settings: Settings, arguments: Sequence[str], warnings: Warnings) -> None:
@@ -93,7 +93,7 @@ def run_merge(settings: Settings, arguments: Sequence[str], warnings: Warnings) 
         carry=settings.carry,
     )
     merged, steps = _calibrated(settings, apply_fn, models, merged, batches)
-    scores = compare(apply_fn, models, merged, Progress("comparison", held_out))
+    scores = compare(apply_fn, models, merged, held_out)
     say()
     say(score_table(scores))
     parents = [model_entry(*own) for own in zip(settings.models, models, strict=True)]
@@ -142,25 +142,25 @@ def tell_spec(spec: PermutationSpec) -> None:
     """Prints perms and cuts, and what is frozen and why."""
     say(f"{len(spec.perms)} perms, {spec.layers} layers, {len(spec.cuts)} cuts")
     say(table(spec))
-    frozen = frozen_axes(spec)
-    say(f"frozen axes: {len(frozen)}")
-    for axis, why in list(frozen.items())[:_REASONS]:
-        say(f"  {axis}: {why}")
-    if len(frozen) > _REASONS:
-        say(f"  and {len(frozen) - _REASONS} more: zipjax inspect --explain")
+    reasons = frozen_axes(spec)
+    say(f"frozen axes: {sum(map(len, reasons.values()))}")
+    for why, axes in list(reasons.items())[:_REASONS]:
+        more = f" and {len(axes) - 1} more" if axes[1:] else ""
+        say(f"  {why}: {axes[0]}{more}")
+    if len(reasons) > _REASONS:
+        say(f"  and {len(reasons) - _REASONS} more reasons: zipjax inspect --explain")
     if spec.unread:
         say(f"not read by the function: {', '.join(sorted(spec.unread)[:_REASONS])}")
 
 
-def frozen_axes(spec: PermutationSpec) -> dict[str, str]:
-    """Returns why axes are frozen, by "path[axis]"."""
-    notes = spec.notes.frozen if spec.notes else {}
-    return {
-        f"{path}[{number}]": why
-        for path, reasons in notes.items()
-        for number, why in enumerate(reasons)
-        if why is not None
-    }
+def frozen_axes(spec: PermutationSpec) -> dict[str, list[str]]:
+    """Returns the frozen axes, "path[axis]", by the reason."""
+    found: dict[str, list[str]] = {}
+    for path, reasons in (spec.notes.frozen if spec.notes else {}).items():
+        for number, why in enumerate(reasons):
+            if why is not None:
+                found.setdefault(why, []).append(f"{path}[{number}]")
+    return found
 
 
 def _tell_models(settings: Settings, models: Sequence[PyTree]) -> None:
@@ -192,6 +192,8 @@ def _calibrated(
         "refit": lambda m: refit(apply_fn, models, m, Progress("refit", batches)),
     }
     chosen = [name for name in steps if getattr(settings, name)]
+    if settings.reset is None and running_stats(path_leaves(models[0])):
+        chosen = ["reset", *chosen]
     return functools.reduce(lambda m, name: steps[name](m), chosen, merged), chosen
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def model_card(outcome: Outcome) -> str:
         "",
         "## Reproduce",
         "",
-        f"    {' '.join(['zipjax', *outcome.arguments])}",
+        f"    {shlex.join(['zipjax', *outcome.arguments])}",
         "",
         "`manifest.json` has versions, settings, seed and fingerprints of all inputs.",
         "",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zipjax.arguments import shown
+from zipjax.positions import Positions
 from zipjax.recipes import presets
 
 RECIPES = {
@@ -49,7 +50,8 @@ class Settings:
       stop_at: where a partial zip stops: a perm or the number of a cut; None: nowhere.
       weights: interpolation weights, one per model; None: equal ones.
       carry: the number of the model whose counters and keys are kept where they differ.
-      reset: whether BatchNorm statistics are estimated again.
+      reset: whether BatchNorm statistics are estimated again; None: if there are any,
+        by their names.
       repair: whether units get back their parents' statistics.
       refit: whether layers are fitted again by least squares.
       verify: whether the spec is verified on a batch.
@@ -76,11 +78,11 @@ class Settings:
     stop_at: str | int | None = None
     weights: tuple[float, ...] | None = None
     carry: int | None = None
-    reset: bool = False
+    reset: bool | None = None
     repair: bool = False
     refit: bool = False
     verify: bool = True
-    positions: str | int = "few"
+    positions: Positions = "few"
     memory_limit: int | None = None
     seed: int = 0
     report: bool = True
@@ -228,7 +230,10 @@ def _faults(settings: Settings) -> list[str]:
         faults.append(f"seed = {settings.seed!r}: pass a whole number from 0 on")
     for name, field in _FIELDS.items():
         value = getattr(settings, name)
-        if isinstance(field.default, bool) and not isinstance(value, bool):
+        flag = isinstance(field.default, bool) or (
+            name == "reset" and value is not None
+        )
+        if flag and not isinstance(value, bool):
             faults.append(f"{name} = {value!r}: pass true or false")
     if not isinstance(settings.settings, Mapping):
         faults.append(f"settings are {shown(settings.settings)}: pass them by name")

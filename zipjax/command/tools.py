@@ -148,9 +148,9 @@ def read_spec(path: str) -> PermutationSpec:
       FileNotFoundError: if there is none.
       ValueError: if it is no spec.
     """
-    text = _existing(path).read_text(encoding="utf-8")
+    file = _existing(path)
     try:
-        return PermutationSpec.from_json(text)
+        return PermutationSpec.from_json(file.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path!r} is no spec ({type(error).__name__}): zipjax inspect --spec and "
