@@ -21,7 +21,7 @@ import zipjax
 from zipjax.markdown import markdown_table
 from zipjax.types import Array, PyTree
 
-WIDTH, HIDDEN = 2048, 512
+WIDTH, HIDDEN = 4096, 2048
 _BLOCK = 4 * 2 * WIDTH * HIDDEN  # Bytes.
 _NAMES = {
     "safetensors": "{}.safetensors",
@@ -60,7 +60,8 @@ def write_network(path: Path, blocks: int, seed: int) -> None:
 
 def peak_of(arguments: list[str]) -> int:
     """Returns the largest resident set of a Python process, in bytes."""
-    child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    child = subprocess.Popen([sys.executable, *arguments], stdout=quiet, stderr=quiet)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise RuntimeError(
@@ -98,19 +99,14 @@ def main() -> None:
     blocks = max(options.megabytes * 1_000_000 // _BLOCK, 1)
     flags = [*options.flags, "--memory_limit", f"{options.memory_limit}000000"]
     least = measured(options.folder, "npz", 1, flags)
+    print(f"of one block, {_BLOCK / 1e6:.0f} MB: {least / 1e6:,.0f} MB", flush=True)
     size = blocks * _BLOCK
     rows = []
     for name in options.formats:
         peak = measured(options.folder, name, blocks, flags)
-        rows.append(
-            [
-                name,
-                f"{size / 1e6:,.0f}",
-                f"{peak / 1e6:,.0f}",
-                f"{(peak - least) / size:.2f}",
-            ]
-        )
-    print(f"of one block, {_BLOCK / 1e6:.0f} MB: {least / 1e6:,.0f} MB")
+        figures = f"{size / 1e6:,.0f}", f"{peak / 1e6:,.0f}"
+        rows.append([name, *figures, f"{(peak - least) / size:.2f}"])
+        print(*rows[-1], flush=True)
     columns = ["format", "each, MB", "peak, MB", "(peak - that of one block) / each"]
     print(markdown_table(columns, rows, text_columns=1))
 

@@ -161,6 +161,17 @@ def test_scores_are_those_of_numpy(folder):
     assert "report.html" not in os.listdir("out")
 
 
+def test_parts_of_the_moments_match_as_all_of_them(folder, capsys):
+    whole, parts = (["--no-report", "--out", name] for name in ("whole", "parts"))
+    for flags in (whole, [*parts, "--memory_limit", "1500"]):
+        assert main([*MERGE, "--recipe", "zipit", *flags]) == 0
+    # Second moments take 4 * 16^2 and 4 * 14^2 bytes.
+    assert "moments, part 2 of 2" in capsys.readouterr().err
+    a, b = (zipjax.read_checkpoint(f"{x}/params.npz") for x in ("whole", "parts"))
+    for path, leaf in path_leaves(a).items():
+        np.testing.assert_allclose(path_leaves(b)[path], leaf, rtol=1e-6)
+
+
 CONFIG = """
 import ml_collections
 

@@ -1,5 +1,6 @@
 """Checkpoints of other libraries, written and read by these."""
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -216,6 +217,8 @@ def test_a_train_state(tmp_path, save, caplog):
         ValueError, match=r"no 'parms', which select= names: it has \['"
     ):
         zipjax.read_checkpoint(path, select="parms")
+    with pytest.raises(ValueError, match="of which two are the same"):
+        zipjax.read_checkpoint(path, select=("params/w", "w"))
     # Written where the same selection finds it again.
     merged = jax.tree.map(lambda x: 2 * x, state.params)
     out = tmp_path / "out"
@@ -405,6 +408,21 @@ def test_half_files_are_told(tmp_path, name, share):
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match=name):
         zipjax.read_checkpoint(path, template=net if name == "a.eqx" else None)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.msgpack", "a.eqx"])
+def test_changed_bytes_do_no_more_than_raise(tmp_path, name):
+    path, changes = tmp_path / name, np.random.default_rng(0)
+    params = {"w": np.arange(4, dtype=np.float32), "v": {"b": np.ones((1, 2))}}
+    zipjax.write_checkpoint(path, params)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(150):
+        damaged = whole.copy()
+        damaged[changes.integers(whole.size)] = changes.integers(256)
+        path.write_bytes(damaged.tobytes())
+        with contextlib.suppress(ValueError):
+            found = zipjax.read_checkpoint(path, template=params)
+            assert jax.tree.structure(found) == jax.tree.structure(params)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.msgpack"])

@@ -18,7 +18,7 @@ from zipjax.command.settings import (
     parsed_value,
     read_settings,
 )
-from zipjax.command.terminal import Warnings
+from zipjax.command.terminal import Warnings, tell
 from zipjax.command.tools import (
     apply_spec,
     convert,
@@ -52,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Warnings() as warnings:
             _run(options, flags, arguments, warnings)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
+        tell("interrupted: nothing was written")
         return 130
     except (ValueError, OSError, ImportError) as error:
         if not _is_told(error):
             raise
-        sys.stderr.write(f"error: {_in_one_line(error)}\n")
+        tell(f"error: {_in_one_line(error)}")
         return 1
     return 0
 

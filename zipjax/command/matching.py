@@ -7,7 +7,8 @@ import numpy as np
 
 from zipjax.command.inputs import Batches
 from zipjax.command.settings import Settings
-from zipjax.command.terminal import Progress
+from zipjax.command.terminal import Progress, tell
+from zipjax.recipes.ascent import Sweep
 from zipjax.recipes.match_and_merge import match
 from zipjax.recipes.presets import Recipe
 from zipjax.similarity.collecting import collect_moments
@@ -119,6 +120,7 @@ def matched_units(
             moments=moments,
             stop_at=settings.stop_at,
             key=keys[1],
+            report=_tell_sweep,
         )
         found += [_told(spec, perm, x, moments or {}) for perm, x in new.items()]
         assignments |= new
@@ -126,6 +128,13 @@ def matched_units(
     return (
         dict(sorted(assignments.items(), key=lambda pair: order[pair[0]])),
         sorted(found, key=lambda own: order[own.perm]),
+    )
+
+
+def _tell_sweep(sweep: Sweep) -> None:
+    tell(
+        f"sweep {sweep.number}: mean similarity {sweep.objective:.4f}, "
+        f"{sweep.changed} perms changed"
     )
 
 

@@ -15,24 +15,38 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def tell(text: str) -> None:
+    """Writes a line of progress, or an error, to the standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 class Warnings(logging.Handler):
     """Shows the package's warnings, and keeps them for the manifest."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self._propagated = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Shows one warning."""
-        self.messages.append(record.getMessage())
-        sys.stderr.write(f"warning: {record.getMessage()}\n")
+        """Shows a warning, once."""
+        message = record.getMessage()
+        if message not in self.messages:
+            self.messages.append(message)
+            tell(f"warning: {message}")
 
     def __enter__(self) -> "Warnings":
-        logging.getLogger("zipjax").addHandler(self)
+        logger = logging.getLogger("zipjax")
+        logger.addHandler(self)
+        # Libraries that are imported on the way may add handlers above.
+        self._propagated, logger.propagate = logger.propagate, False
         return self
 
     def __exit__(self, *_: Any) -> None:
-        logging.getLogger("zipjax").removeHandler(self)
+        logger = logging.getLogger("zipjax")
+        logger.removeHandler(self)
+        logger.propagate = self._propagated
 
 
 class Progress(Sequence[Any]):

@@ -27,12 +27,18 @@ def chosen(what: str, tree: PyTree, select: Select) -> PyTree:
         by the last of their keys. None is everything but optimiser states.
 
     Raises:
-      ValueError: if there is no such part.
+      ValueError: if there is no such part, or if two have one name.
     """
     if select is None:
         return without_optimiser(what, tree)
     if isinstance(select, str):
         return _part(what, tree, select)
+    names = [path.rpartition("/")[2] for path in select]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"select = {tuple(select)} ends in {names}, of which two are the same: "
+            "choose parts with names of their own"
+        )
     return {path.rpartition("/")[2]: _part(what, tree, path) for path in select}
 
 

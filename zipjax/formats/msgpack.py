@@ -256,6 +256,8 @@ class _Reader:
         shape = tuple(self.value())
         name = self.span()
         dtype = np.dtype(self._mapped.data(*name).tobytes().decode())
+        if dtype.hasobject:
+            raise ValueError("an array of objects, which are refused")
         data = self.span()
         if data.size != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"an array of {data.size} bytes, not those of {shape}")

@@ -105,9 +105,12 @@ def _told(path: Path, work: Callable[[], T]) -> T:
     """Does work with a checkpoint; what is wrong with it is told with its name."""
     try:
         return work()
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # Every library has its own.
+        # Damaged numbers make the system refuse, too, but not by the file's name.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if repr(str(path))[1:-1] in text:
             raise

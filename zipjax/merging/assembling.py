@@ -75,7 +75,7 @@ def merge_networks(
     trees = [heads_of(model) for model in networks.models]
     shared, heads, unmerge = _parts(networks, trees, averaged, matrices, shares)
     _check_range(networks, (shared, *heads))
-    widths = {perm: merge.shape[-2] for perm, (merge, _) in matrices.items()}
+    widths = matrices.widths()
     after, structures = _outputs(before, widths, trees)
     own, _ = _outputs(before, {}, trees)
     outputs = slice(max(len(heads), 1))
@@ -143,7 +143,11 @@ def _stream_heads(
     heads, unmerge = [], []
     rows = zip(networks.specs, networks.boundaries, trees, strict=True)
     # On the host, where indexing compiles nothing.
-    copies = {perm: np.asarray(u) for perm, (_, u) in matrices.items()}
+    copies = {
+        perm: np.asarray(matrices[perm][1])
+        for boundary in networks.boundaries
+        for perm in entry_names(boundary.entries)
+    }
     for number, (spec, boundary, of_model) in enumerate(rows):
         perms, paths = entry_names(boundary.entries), own_paths(spec, boundary)
         for leaves in map(path_leaves, of_model):
