@@ -135,7 +135,10 @@ def test_a_merge_of_a_network_with_its_own_copy(folder, capsys):
     card = Path("out/README.md").read_text()
     assert "`permute()`" in card
     assert "zipjax merge a.npz b.npz" in card
-    assert Path("out/report.html").read_text().count("<svg") == 3
+    page = Path("out/report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "<li>Function: <code>my_nets:apply</code></li>" in page
+    assert "<td>mean of the models</td>" in page
 
 
 def test_scores_are_those_of_numpy(folder):

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -216,7 +217,7 @@ def _manifest(outcome: Outcome) -> dict[str, Any]:
             ).hexdigest(),
         },
         "matched": [dataclasses.asdict(x) for x in outcome.matched],
-        "scores": [dataclasses.asdict(score) for score in outcome.scores],
+        "scores": [_plain(dataclasses.asdict(score)) for score in outcome.scores],
         "memory": dataclasses.asdict(outcome.memory),
         "warnings": list(outcome.warnings),
         "parameters": parameter_names(outcome),
@@ -255,6 +256,8 @@ def _plain(value: Any) -> Any:
             return {str(key): _plain(own) for key, own in value.items()}
         case list() | tuple():
             return [_plain(own) for own in value]
-        case str() | int() | float() | bool() | None:
+        case float():
+            return value if math.isfinite(value) else None  # Which JSON lacks.
+        case str() | int() | bool() | None:
             return value
     return shown_name(value)

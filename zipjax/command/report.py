@@ -2,6 +2,8 @@
 
 import html
 import io
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +59,8 @@ def _agreement(scores: Sequence[Score]) -> "Figure":
         if score.agreement is not None:
             axes.barh(row + 0.2, score.agreement, 0.36, color="tab:orange")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(min(0, *(s.correlation for s in scores if s.correlation < 0), 0), 1)
+    least = min((s.correlation for s in scores if s.correlation < 0), default=0.0)
+    axes.set_xlim(least - 0.02, 1.02)
     axes.set_xlabel("correlation of outputs (blue); same largest output (orange)")
     return figure
 
@@ -94,31 +97,44 @@ def _svg(figure: "Figure") -> str:
 
 def _as_html(markdown: str) -> str:
     """Returns a model card's headings, paragraphs, lists and tables as HTML."""
-    found, rows = [], list[str]()
-    for line in [*markdown.splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append(line)
-            continue
-        if rows:
-            found.append(_table(rows))
-            rows = []
-        level = len(line) - len(line.lstrip("#"))
-        if level:
-            found.append(f"<h{level}>{html.escape(line[level:].strip())}</h{level}>")
-        elif line.startswith("- "):
-            found.append(f"<li>{html.escape(line[2:])}</li>")
-        elif line.startswith("    "):
-            found.append(f"<pre>{html.escape(line.strip())}</pre>")
-        elif line:
-            found.append(f"<p>{html.escape(line)}</p>")
-    return "".join(found)
+    blocks = itertools.groupby(markdown.splitlines(), key=_kind)
+    return "".join(_block(kind, list(lines)) for kind, lines in blocks)
+
+
+def _kind(line: str) -> str:
+    """Returns what a line is part of."""
+    for start, kind in (("|", "table"), ("#", "heading"), ("- ", "list"), (" ", "pre")):
+        if line.startswith(start):
+            return kind
+    return "text" if line else ""
+
+
+def _block(kind: str, lines: list[str]) -> str:
+    match kind:
+        case "table":
+            return _table(lines)
+        case "heading":
+            level = len(lines[0]) - len(lines[0].lstrip("#"))
+            return f"<h{level}>{_inline(lines[0].lstrip('# '))}</h{level}>"
+        case "list":
+            items = "".join(f"<li>{_inline(line[2:])}</li>" for line in lines)
+            return f"<ul>{items}</ul>"
+        case "pre":
+            code = "\n".join(html.escape(line.strip()) for line in lines)
+            return f"<pre>{code}</pre>"
+    return f"<p>{_inline(' '.join(lines))}</p>" if kind else ""
+
+
+def _inline(text: str) -> str:
+    """Returns a line with its code and links."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"\[([^\]]+)\]\((https://[^)]+)\)", r'<a href="\2">\1</a>', text)
 
 
 def _table(rows: Sequence[str]) -> str:
     """Returns a table; its second line aligns the columns."""
     cells = [
-        [html.escape(cell.strip()) for cell in row.strip("|").split("|")]
-        for row in rows
+        [_inline(cell.strip()) for cell in row.strip("|").split("|")] for row in rows
     ]
     head = "".join(f"<th>{cell}</th>" for cell in cells[0])
     body = "".join(
