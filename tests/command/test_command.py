@@ -16,7 +16,9 @@ from flax.training.train_state import TrainState
 
 import zipjax
 from zipjax.command import merging
+from zipjax.command.inputs import read_batches
 from zipjax.command.main import main
+from zipjax.command.settings import Settings
 from zipjax.trees import path_leaves
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +102,7 @@ MERGE = ["merge", "a.npz", "b.npz", *FLAGS]
 
 
 def test_a_merge_of_a_network_with_its_own_copy(folder, capsys):
-    assert main([*MERGE, "--recipe", "permute", "--batch_size", "10"]) == 0
+    assert main([*MERGE, "--recipe", "permute", "--batch-size", "10"]) == 0
     printed = capsys.readouterr()
     assert "2 perms, 3 layers, 2 cuts" in printed.out
     assert "an input of the function: first/kernel[0]" in printed.out
@@ -220,6 +222,23 @@ def test_a_config_whose_fields_flags_override(folder, capsys):
         heads[1]["head"]["kernel"],
     )
     assert not Path("from_config").exists()
+
+
+def test_batches_of_files_and_folders(folder):
+    Path("parts").mkdir()
+    np.save("parts/b.npy", X[50:])
+    np.save("parts/a.npy", X[:50])
+    Path("parts/notes.txt").write_text("not read")
+    settings = Settings(batches="parts", batch_size=32, held_out="x.npy")
+    batches, held_out = read_batches(settings)
+    assert [len(x) for (x,) in batches] == [32, 18, 30]
+    np.testing.assert_array_equal(np.concatenate([x for (x,) in batches]), X)
+    assert [len(x) for (x,) in held_out] == [32, 32, 16]
+    np.savez("two.npz", mask=X[:, 0], image=X)
+    settings = Settings(batches="two.npz", inputs=("image", "mask"), num_batches=1)
+    ((image, mask),), _ = read_batches(settings)
+    np.testing.assert_array_equal(image, X)
+    np.testing.assert_array_equal(mask, X[:, 0])
 
 
 def test_a_dry_run_writes_nothing(folder, capsys):

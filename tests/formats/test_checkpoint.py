@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import equinox as eqx
@@ -383,6 +384,10 @@ def test_unclear_formats_say_what_was_looked_for(tmp_path):
         zipjax.read_checkpoint(tmp_path / "b.npz")
     with pytest.raises(FileNotFoundError, match="nor a folder"):
         zipjax.read_checkpoint(tmp_path / "no" / "b.npz")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    with pytest.raises(ValueError, match=r"PyTorch's: zipjax\.interop\.torch"):
+        zipjax.read_checkpoint(tmp_path / "a.pt")
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(ValueError, match="HDF5"):
         zipjax.read_checkpoint(tmp_path / "a.h5")

@@ -91,8 +91,16 @@ def _of_one(flags: dict[str, Any], *wanted: str) -> Any:
     return read_settings(None, flags, wanted)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes flags with dashes as well as with the fields' underscores."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        dashed = (x.replace("_", "-") for x in names if x.startswith("--"))
+        return super().add_argument(*dict.fromkeys([*names, *dashed]), **options)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "zipjax", description="Merges trained JAX networks, and looks at checkpoints."
     )
     parser.add_argument("--version", action="version", version=f"zipjax {__version__}")
@@ -152,8 +160,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
         ("dry_run", "say what would be done, and stop"),
     ):
         action = argparse.BooleanOptionalAction
-        names = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
-        parser.add_argument(*names, action=action, default=None, help=text)
+        parser.add_argument(f"--{name}", action=action, default=None, help=text)
     parser.add_argument("--positions", type=parsed_value, help="few, all or a number")
     parser.add_argument("--memory_limit", type=int, help="bytes that moments may take")
     parser.add_argument("--seed", type=int)
