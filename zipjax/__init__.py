@@ -11,6 +11,7 @@ from zipjax.evaluation import (
     evaluate_tasks,
     scaled_performance,
 )
+from zipjax.formats.checkpoint import read_checkpoint, write_checkpoint
 from zipjax.matching.align import match_align
 from zipjax.matching.grouped import match_grouped_align, match_grouped_zip
 from zipjax.matching.identity import match_identity
@@ -109,6 +110,7 @@ __all__ = [
     "permute",
     "permute_params",
     "random_permutations",
+    "read_checkpoint",
     "refit",
     "repair",
     "reset_batch_stats",
@@ -121,5 +123,6 @@ __all__ = [
     "verify_spec",
     "weight_similarity",
     "weight_zip",
+    "write_checkpoint",
     "zipit",
 ]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zipjax import hosts
+from zipjax.files import check_free
 from zipjax.merging.each import OneOrEach, each, one_or_each
 from zipjax.merging.merged import Merged, Origin
 from zipjax.merging.weights import Weights
@@ -219,7 +220,7 @@ def save_tree(
     """
     target = Path(path).absolute()
     # No process may begin to write before all have looked.
-    hosts.together(lambda: _check_free(target))
+    hosts.together(lambda: check_free(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     ocp, leaves = _orbax(), path_leaves(tree)
     found = {path: leaf for path, leaf in leaves.items() if _is_key(leaf)}
@@ -238,13 +239,6 @@ def save_tree(
             raise
         number = int(code[1] or code[2])
         raise OSError(number, os.strerror(number), str(target)) from error
-
-
-def _check_free(target: Path) -> None:
-    if target.exists():
-        raise ValueError(
-            f"{str(target)!r} exists already: choose another path, or remove it first"
-        )
 
 
 def _own_copy(leaf: Any) -> Any:

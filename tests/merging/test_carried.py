@@ -95,26 +95,32 @@ def test_the_whole_way(tmp_path, key, caplog):
     same(loaded, merged)
 
 
-def test_what_differs_and_is_not_read_is_the_first_models(caplog):
+def test_what_differs_and_is_no_float_needs_a_choice(caplog):
     models = [FIRST, model(1, step=7)]
+    named = ["flags/frozen", "rng/key", "rng/raw", "state/counter", "step"]
+    with pytest.raises(ValueError, match=r"numbers\. Pass carry=0") as error:
+        zipjax.merge(models, SPEC, zipjax.average())
+    assert str(error.value).startswith(f"{named} differ between the models")
+    for carry in (0, 1):
+        merged = zipjax.merge(models, SPEC, zipjax.average(), carry=carry)
+        found, kept = merged.params(), models[carry]
+        for name in (*extras(0), "ema"):
+            same(found[name], kept[name])
+        mean = jax.tree.map(lambda *x: np.mean(x, 0), *(m["params"] for m in models))
+        for path, leaf in path_leaves(mean).items():
+            assert relative_error(path_leaves(found["params"])[path], leaf) < 1e-6
+    assert not caplog.records
+    for carry in (2, -1):
+        with pytest.raises(ValueError, match=r"carry = .* from 0 to 1"):
+            zipjax.merge(models, SPEC, zipjax.average(), carry=carry)
+
+
+def test_averages_that_are_not_read_are_the_first_models(caplog):
+    models = [FIRST, {**FIRST, "ema": model(1)["ema"]}]
     merged = zipjax.merge(models, SPEC, zipjax.average())
     (record,) = caplog.records
-    named = [
-        "ema/* (6 in all)",
-        "flags/frozen",
-        "rng/key",
-        "rng/raw",
-        "state/counter",
-        "step",
-    ]
-    assert f"models differ in {named}, which the function does not read" in (
-        record.message
-    )
-    found = merged.params()
-    same({k: found[k] for k in (*extras(0), "ema")}, {**extras(0), "ema": FIRST["ema"]})
-    mean = jax.tree.map(lambda *x: np.mean(x, 0), *(m["params"] for m in models))
-    for path, leaf in path_leaves(mean).items():
-        assert relative_error(path_leaves(found["params"])[path], leaf) < 1e-6
+    assert "models differ in ['ema/* (6 in all)'], which" in record.message
+    same(merged.params()["ema"], FIRST["ema"])
 
 
 def test_heads_keep_their_own():
@@ -133,8 +139,10 @@ def test_heads_keep_their_own():
 def test_tables_that_differ_are_refused():
     other = model(1)
     other["state"]["table"] = other["state"]["table"][::-1]
-    with pytest.raises(ValueError, match=r"\['state/table'\] differ between the mod"):
+    with pytest.raises(ValueError, match=r"outputs depend on \['state/table'\]"):
         zipjax.merge([FIRST, other], SPEC, zipjax.average())
+    merged = zipjax.merge([FIRST, other], SPEC, zipjax.average(), carry=1)
+    same(merged.params()["state"]["table"], other["state"]["table"])
     other["state"]["table"] = jnp.ones(5)
     with pytest.raises(ValueError, match=r"'state/table' is int32\[5\] .* float32"):
         zipjax.merge([FIRST, other], SPEC, zipjax.average())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zipjax import Axis, Index, Perm, PermutationSpec, merge_matrices
+from zipjax.merging import matrices
 from zipjax.merging.matrices import merged_units, model_matrices
 
 
@@ -44,6 +45,25 @@ def test_unmerge_is_one_hot_and_merge_averages(assignment):
     average = one_hot.T / one_hot.sum(0)[:, None]
     np.testing.assert_allclose(merge, average, rtol=0, atol=2.0**-23)
     np.testing.assert_array_equal(merge > 0, one_hot.T)
+
+
+def test_matrices_are_made_when_they_are_asked_for(monkeypatch):
+    """A large network's are not all in memory at once; small ones are kept."""
+    rows = (Axis("a", "in"), Axis("a", "out")), (Axis("b", "in"), Axis("b", "out"))
+    spec = PermutationSpec({"v": rows[0], "w": rows[1]}, {"a": Perm(3), "b": Perm(3)})
+    assignments = {"a": np.array([0, 1, 2, 2, 0, 0]), "b": np.tile(np.arange(3), 2)}
+    kept = model_matrices(assignments, spec, 2)
+    assert kept["a"] is kept["a"]
+    monkeypatch.setattr(matrices, "_KEPT", 0)
+    found = model_matrices(assignments, spec, 2)
+    first = found["a"]
+    assert first is found["a"]
+    assert found["b"][0].shape == (2, 3, 3)
+    assert first is not found["a"]
+    for x, y in zip(first, found["a"], strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert found.widths() == {"a": 3, "b": 3}
+    assert list(found) == ["a", "b"]
 
 
 def test_blocks_of_the_models():

@@ -122,7 +122,7 @@ def case(entries, num_models, dtype=np.float32):
     shape = [length(entry) for entry in entries]
     leaves = [rng.normal(size=shape).astype(dtype) for _ in range(num_models)]
     chosen = assignments(num_models)
-    ours = model_matrices(chosen, SPEC, num_models)
+    ours = dict(model_matrices(chosen, SPEC, num_models))
     dense = {}
     for perm, assignment in chosen.items():
         one_hot = assignment[:, None] == np.arange(assignment.max() + 1)

@@ -120,7 +120,7 @@ def repair(
     check_sequence("models", models)
     functions = each(apply_fn, len(models), "functions")
     networks, origin = Networks.parents_of(merged, models), known_origin(merged)
-    matrices = model_matrices(origin.assignments, networks.spec, len(networks))
+    matrices = dict(model_matrices(origin.assignments, networks.spec, len(networks)))
     shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
     stream = input_batches(batches, inputs_of)
     first = hosts.together(lambda: next(stream))

@@ -2,14 +2,16 @@
 
 import importlib
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zipjax.files import write_whole
+from zipjax.files import check_free, write_whole
+from zipjax.formats.npy import npz_arrays, write_npz
+from zipjax.formats.safetensors import safetensors_arrays, write_safetensors
+from zipjax.formats.stored import StoredArray
 
 StateDict = dict[str, np.ndarray]
 
@@ -20,9 +22,9 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Reads a state dictionary.
 
     Args:
-      path: a ".safetensors" or ".npz" file, or PyTorch's ".pt", ".pth" or ".th". All
-        but ".npz" need the extra ``torch``. If a PyTorch file holds a dictionary with
-        the key "state_dict" or "model", that entry is read.
+      path: a ".safetensors" or ".npz" file, or PyTorch's ".pt", ".pth" or ".th", which
+        need the extra ``torch``. If a PyTorch file holds a dictionary with the key
+        "state_dict" or "model", that entry is read.
 
     Returns:
       Arrays by key. Values in bfloat16, which numpy lacks, become float32.
@@ -30,7 +32,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     Raises:
       ValueError: if the file is of another kind, or holds anything but arrays: pickled
         objects are refused, since they could run any code.
-      ImportError: if a package is missing, with the command that installs it.
+      ImportError: if PyTorch is missing, with the command that installs it.
     """
     read = _of_suffix(path, _READERS)
     try:
@@ -52,20 +54,15 @@ def save_state_dict(
     """Writes a state dictionary; the file appears only once it is complete.
 
     Args:
-      path: a file ".safetensors" (needs the extra ``torch``) or ".npz" that does not
-        exist yet.
+      path: a file ".safetensors" or ".npz" that does not exist yet.
       state_dict: arrays by key.
 
     Raises:
       ValueError: if the path exists, since nothing is overwritten, or its suffix is
         unknown.
-      ImportError: if a package is missing, with the command that installs it.
     """
     write, target = _of_suffix(path, _WRITERS), Path(path).absolute()
-    if target.exists():
-        raise ValueError(
-            f"{str(target)!r} exists already: choose another path or remove it first"
-        )
+    check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     arrays = as_arrays("the state dictionary", state_dict)
     write_whole(target, lambda file: write(file, arrays))
@@ -101,13 +98,8 @@ def _as_array(what: str, key: str, value: Any) -> np.ndarray:
     return np.require(array, requirements="C")
 
 
-def _read_safetensors(path: Path) -> Any:
-    return _import("safetensors.numpy").load_file(path)
-
-
-def _read_npz(path: Path) -> Any:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+def _in_memory(arrays: Mapping[str, StoredArray]) -> StateDict:
+    return {key: np.array(array.read()) for key, array in arrays.items()}
 
 
 def _read_torch(path: Path) -> Any:
@@ -120,30 +112,19 @@ def _read_torch(path: Path) -> Any:
     return state
 
 
-def _write_safetensors(path: Path, state: StateDict) -> None:
-    # Other libraries require a framework's name.
-    metadata = {"format": "pt"}
-    _import("safetensors.numpy").save_file(state, path, metadata=metadata)
-
-
-def _write_npz(path: Path, state: StateDict) -> None:
-    # Not np.savez: a key "file" or "allow_pickle" would be taken for its own argument.
-    with zipfile.ZipFile(path, "w") as archive:
-        for key, array in state.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-
-
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors,
-    ".npz": _read_npz,
+    ".safetensors": lambda path: _in_memory(safetensors_arrays(path)),
+    ".npz": lambda path: _in_memory(npz_arrays(path)),
     ".pt": _read_torch,
     ".pth": _read_torch,
     ".th": _read_torch,
 }
 _WRITERS: dict[str, Callable[[Path, StateDict], None]] = {
-    ".safetensors": _write_safetensors,
-    ".npz": _write_npz,
+    # Other libraries require a framework's name.
+    ".safetensors": lambda path, state: write_safetensors(
+        path, state, {"format": "pt"}
+    ),
+    ".npz": write_npz,
 }
 
 

@@ -33,6 +33,7 @@ def merge_units(
     *,
     stop_at: str | int | None = None,
     weights: Weights | None = None,
+    carry: int | None = None,
 ) -> Merged:
     """Merges models by given assignments; see :func:`zipjax.merge`.
 
@@ -42,26 +43,29 @@ def merge_units(
       assignments: how units are matched, from :func:`zipjax.match` with the same stop.
       stop_at: see :func:`zipjax.merge`.
       weights: see :func:`zipjax.merge`.
+      carry: see :func:`zipjax.merge`.
 
     Raises:
       ValueError: if an assignment is missing or has another shape than ``[N*n]``, or
         ``[*groups, N*n]`` for perms nested in groups; if a merged parameter is not
         finite, for the models' are not, or because it is beyond its dtype's range.
     """
-    return merge_networks(Networks.of(models, spec, stop_at), assignments, weights)
+    networks = Networks.of(models, spec, stop_at)
+    return merge_networks(networks, assignments, weights, carry)
 
 
 def merge_networks(
     networks: Networks,
     assignments: Assignments,
     weights: Weights | None = None,
+    carry: int | None = None,
 ) -> Merged:
     """Merges networks by given assignments; see :func:`merge_units`."""
     count = len(networks)
     check_kind("assignments", assignments, Mapping)
     _check_assignments(networks, assignments)
     _check_trunks(networks)
-    carried = carried_leaves(networks)
+    carried = carried_leaves(networks, carry)
     averaged = networks.trunk - set(carried)
     shares = interpolation_shares(weights, sorted(averaged), count)
     if weights is not None:
@@ -71,7 +75,7 @@ def merge_networks(
     trees = [heads_of(model) for model in networks.models]
     shared, heads, unmerge = _parts(networks, trees, averaged, matrices, shares)
     _check_range(networks, (shared, *heads))
-    widths = {perm: merge.shape[-2] for perm, (merge, _) in matrices.items()}
+    widths = matrices.widths()
     after, structures = _outputs(before, widths, trees)
     own, _ = _outputs(before, {}, trees)
     outputs = slice(max(len(heads), 1))
@@ -139,7 +143,11 @@ def _stream_heads(
     heads, unmerge = [], []
     rows = zip(networks.specs, networks.boundaries, trees, strict=True)
     # On the host, where indexing compiles nothing.
-    copies = {perm: np.asarray(u) for perm, (_, u) in matrices.items()}
+    copies = {
+        perm: np.asarray(matrices[perm][1])
+        for boundary in networks.boundaries
+        for perm in entry_names(boundary.entries)
+    }
     for number, (spec, boundary, of_model) in enumerate(rows):
         perms, paths = entry_names(boundary.entries), own_paths(spec, boundary)
         for leaves in map(path_leaves, of_model):

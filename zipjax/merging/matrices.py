@@ -1,6 +1,6 @@
 """Merge and unmerge matrices from an assignment (ZipIt!, Section 3)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import jax
@@ -15,6 +15,7 @@ Assignments: TypeAlias = Mapping[str, Int[np.ndarray, "*_groups _total"]]
 
 # Weights are multiples of this: sums of float32 below 1 are then exact in any order.
 _QUANTUM = 2.0**-23
+_KEPT = 1 << 28  # Bytes of the matrices that are kept.
 
 
 def merge_matrices(
@@ -47,9 +48,55 @@ def merge_matrices(
     return merge, unmerge
 
 
+class ModelMatrices(Mapping[str, tuple[Array, Array]]):
+    """M and U by perm, made when they are asked for; see :func:`model_matrices`.
+
+    All of a large network's together can take more memory than its weights: those
+    asked for last are kept, as far as they are small.
+    """
+
+    def __init__(self, targets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        self._targets = dict(targets)
+        self._kept: dict[str, tuple[Array, Array]] = {}
+
+    def __getitem__(self, perm: str) -> tuple[Array, Array]:
+        found = self._kept.pop(perm, None) or _dense(*self._targets[perm])
+        self._kept[perm] = found
+        while len(self._kept) > 1 and self._kept_bytes() > _KEPT:
+            self._kept.pop(next(iter(self._kept)))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def widths(self) -> dict[str, int]:
+        """Returns the number of merged units by perm."""
+        return {perm: _width(merged) for perm, (merged, _) in self._targets.items()}
+
+    def _kept_bytes(self) -> int:
+        return sum(array.nbytes for pair in self._kept.values() for array in pair)
+
+
+def _dense(
+    merged: Int[np.ndarray, "models *groups n"],
+    weights: Float[np.ndarray, "models *groups n"],
+) -> tuple[Array, Array]:
+    one_hot = merged[..., None] == np.arange(_width(merged))
+    merge = np.swapaxes(one_hot * weights[..., None], -1, -2)
+    # Unlike jnp.asarray, this compiles nothing.
+    return jax.device_put((merge, one_hot.astype(np.float32)))
+
+
+def _width(merged: Int[np.ndarray, "models *groups n"]) -> int:
+    return int(merged.max()) + 1
+
+
 def model_matrices(
     assignments: Assignments, spec: PermutationSpec, num_models: int
-) -> dict[str, tuple[Array, Array]]:
+) -> ModelMatrices:
     """Returns M and U of every model and assigned perm.
 
     Args:
@@ -63,14 +110,12 @@ def model_matrices(
       ``{perm: (M [models, *groups, units, n], U [models, *groups, n, units])}``, where
       the groups are in each model's own order.
     """
-    found = {}
-    for perm in assignments:
-        merged, weights = unit_targets(assignments, spec, perm, num_models)
-        one_hot = merged[..., None] == np.arange(merged.max() + 1)
-        merge = np.swapaxes(one_hot * weights[..., None], -1, -2)
-        # Unlike jnp.asarray, this compiles nothing.
-        found[perm] = jax.device_put((merge, one_hot.astype(np.float32)))
-    return found
+    return ModelMatrices(
+        {
+            perm: unit_targets(assignments, spec, perm, num_models)
+            for perm in assignments
+        }
+    )
 
 
 def unit_targets(

@@ -28,6 +28,7 @@ def merge(
     moments: Mapping[str, Moments] | None = None,
     stop_at: str | int | None = None,
     weights: Weights | None = None,
+    carry: int | None = None,
     key: Array | None = None,
     report: Report | None = None,
 ) -> Merged:
@@ -55,6 +56,9 @@ def merge(
         parameter counts; those without one are averaged equally. ``{"head": (1, 0)}``
         keeps the first model's head, its inputs in the order of the merged units. Only
         for recipes that align: every merged unit takes one unit of each model.
+      carry: the number of the model whose leaves are kept where these cannot be
+        averaged and the models differ: counters, PRNG keys, tables of indices. By
+        default such leaves must be the same in all models; None is always kept.
       key: PRNG key for recipes that match perms in a random order.
       report: called with a :class:`Sweep` after every sweep of such a recipe.
 
@@ -64,11 +68,12 @@ def merge(
 
     Raises:
       ValueError: if the models, the spec, the moments, ``stop_at``, ``weights`` or
-        ``key`` do not fit together.
+        ``key`` do not fit together, or if models differ in leaves that are no
+        floating-point numbers.
     """
     networks = Networks.of(models, spec, stop_at)
     assignments = match_networks(networks, recipe, moments, key, report)
-    return merge_networks(networks, assignments, weights)
+    return merge_networks(networks, assignments, weights, carry)
 
 
 def match(

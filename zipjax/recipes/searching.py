@@ -70,6 +70,7 @@ def search(
     *,
     moments: Mapping[str, Moments] | None = None,
     stop_at: str | int | None = None,
+    carry: int | None = None,
     key: Array | None = None,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Search:
@@ -85,6 +86,7 @@ def search(
         Score on training data: test data that chose a setting no longer tests it.
       moments: see :func:`zipjax.merge`; all trials share them.
       stop_at: see :func:`zipjax.merge`; where zips stop unless the grid says so.
+      carry: see :func:`zipjax.merge`.
       key: see :func:`zipjax.merge`; the same for every trial.
       track: wraps the list of trials, to show progress.
 
@@ -118,7 +120,8 @@ def search(
         parts = {k: v for k, v in settings.items() if k not in _MERGE_SETTINGS}
         stopping = networks.stopping_at(options.get("stop_at", stop_at))
         assignments = match_networks(stopping, make_recipe(**parts), moments, key)
-        merged = merge_networks(stopping, assignments, options.get("weights"))
+        weights = options.get("weights")
+        merged = merge_networks(stopping, assignments, weights, carry)
         found = score(merged)
         if not is_number(found):
             raise wrong("score", found)

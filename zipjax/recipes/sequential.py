@@ -31,6 +31,7 @@ def match_sequential(
     *,
     inputs_of: InputsOf | None = None,
     stop_at: str | int | None = None,
+    carry: int | None = None,
     calibrate: Callable[[Merged], Merged] | None = None,
     positions: Positions = "few",
     devices: Sequence[Any] | None = None,
@@ -58,6 +59,7 @@ def match_sequential(
         again.
       inputs_of: see :func:`zipjax.collect_moments`.
       stop_at: see :func:`zipjax.merge`.
+      carry: see :func:`zipjax.merge`.
       calibrate: called with every merged prefix and its heads, returns the model to
         read instead; for networks with BatchNorm
         ``lambda m: zipjax.reset_batch_stats(apply_fn, m, batches)``.
@@ -90,7 +92,9 @@ def match_sequential(
             continue
         if assignments:
             before = cut.number - 1
-            merged = merge_units(trees, networks.specs, assignments, stop_at=before)
+            merged = merge_units(
+                trees, networks.specs, assignments, stop_at=before, carry=carry
+            )
             merged = calibrate(merged) if calibrate else merged
             functions, heads = zip(*functions_of(apply_fn, merged), strict=True)
             specs = head_specs(merged)

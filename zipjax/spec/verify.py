@@ -153,15 +153,26 @@ def verify_spec(
     expected = _outputs(_run(apply_fn, params, *inputs))
     worst = 0.0
     for trial_key in jax.random.split(key, trials):
-        permutations = random_permutations(spec, trial_key)
-        permuted = permute_params(params, spec, permutations)
-        _check_moved(params, permuted, spec, permutations)
-        found = _outputs(_run(apply_fn, permuted, *inputs))
+        found = _permuted_outputs(apply_fn, params, spec, inputs, trial_key)
         worst = max(worst, _relative_error(expected, found))
         if not worst <= tolerance:
             raise SpecError(_diagnosis(worst, tolerance))
     _check_informative(apply_fn, params, spec, inputs, expected)
     return worst
+
+
+def _permuted_outputs(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    spec: PermutationSpec,
+    inputs: tuple[PyTree, ...],
+    key: Array,
+) -> list[np.ndarray]:
+    """Returns the outputs with reordered units; the copy is gone when it returns."""
+    permutations = random_permutations(spec, key)
+    permuted = permute_params(params, spec, permutations)
+    _check_moved(params, permuted, spec, permutations)
+    return _outputs(_run(apply_fn, permuted, *inputs))
 
 
 def check_any_perms(spec: PermutationSpec) -> None:
@@ -269,9 +280,14 @@ def _check_informative(
             f"the outputs are constant ({[float(x.flat[0]) for x in values]}), {remedy}"
         )
     rng, leaves = np.random.default_rng(0), path_leaves(params)
-    # Not one factor for all: normalised outputs do not depend on that.
+
+    def uneven(leaf: Any) -> Array:
+        # Not one factor for all: normalised outputs do not depend on that.
+        factors = rng.random(leaf.shape, np.float32) + np.float32(0.5)
+        return jnp.asarray((np.asarray(leaf) * factors).astype(leaf.dtype))
+
     scaled = {
-        path: (np.asarray(leaf) * rng.uniform(0.5, 1.5, leaf.shape)).astype(leaf.dtype)
+        path: uneven(leaf)
         for path, leaf in leaves.items()
         if is_weight(leaf) and entry_names(spec.entries[path])
     }

@@ -1,0 +1,1 @@
+"""Checkpoints of any parameters, in the formats of other libraries: in and out."""
