@@ -6,8 +6,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # Set before JAX starts, and for the commands that tests run. Several devices are
-# virtual ones of the CPU. Compiling takes longest: it is done cheaply, and only once.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# virtual ones of the CPU. Compiling takes longest: it is done cheaply, by one thread of
+# each worker, and only once.
+_FLAGS = (
+    "--xla_force_host_platform_device_count=4",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache/jax"))
