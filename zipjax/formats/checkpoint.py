@@ -23,7 +23,7 @@ from zipjax.formats.equinox import EQUINOX, is_array, write_equinox
 from zipjax.formats.msgpack import MSGPACK, write_msgpack
 from zipjax.formats.npy import write_npz
 from zipjax.formats.orbax import ORBAX, write_orbax
-from zipjax.formats.recognise import NPZ, SAFETENSORS, opened
+from zipjax.formats.recognise import NPZ, SAFETENSORS, recognised
 from zipjax.formats.safetensors import write_safetensors
 from zipjax.formats.stored import Layout, Slot, Stored
 from zipjax.merging.merged import Merged
@@ -82,7 +82,7 @@ def read_checkpoint(
         other paths, shapes or dtypes.
     """
     what = repr(os.fspath(path))
-    stored = opened(Path(path), template=template, step=step)
+    stored = recognised(Path(path), template=template, step=step)
     _check_select(what, stored, select)
     warn_of_texts(what, stored)
     tree = chosen(what, stored.tree, select)
@@ -141,7 +141,7 @@ def write_checkpoint(
         layout = Layout(_format_of(target))
     else:
         what = repr(os.fspath(like))
-        stored = opened(Path(like), template=template, step=step)
+        stored = recognised(Path(like), template=template, step=step)
         _check_select(what, stored, select)
         layout = stored.layout
         slots = chosen(what, stored.tree, select)

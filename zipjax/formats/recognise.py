@@ -40,7 +40,9 @@ _KERAS = "it is a file of HDF5: save the arrays with numpy.savez"
 _DICTIONARIES = {*range(0x81, 0x90), 0xDE, 0xDF}
 
 
-def opened(path: Path, *, template: PyTree = None, step: int | None = None) -> Stored:
+def recognised(
+    path: Path, *, template: PyTree = None, step: int | None = None
+) -> Stored:
     """Opens a checkpoint of any format.
 
     Args:
