@@ -278,6 +278,9 @@ def test_permute_params_reorders_what_is_traced_or_on_another_device():
         for found, wanted in zip(jax.tree.leaves(tree), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
     assert {x.device for x in jax.tree.leaves(there)} == {device}
+    # What was free to go anywhere still is.
+    kept = zipjax.permute_params(jax.tree.map(jnp.asarray, PARAMS), SPEC, order)
+    assert not any(x.committed for x in jax.tree.leaves(kept))
 
 
 def test_random_permutations_are_permutations_and_differ_by_key():

@@ -19,7 +19,7 @@ from zipjax.command.terminal import megabytes, say
 from zipjax.files import check_free, write_text
 from zipjax.formats.checkpoint import read_checkpoint, write_checkpoint
 from zipjax.formats.npy import npz_arrays
-from zipjax.formats.recognise import opened
+from zipjax.formats.recognise import recognised
 from zipjax.formats.stored import Slot
 from zipjax.inspect import table
 from zipjax.spec.explanation import explain
@@ -31,7 +31,7 @@ from zipjax.trees import path_leaves
 def inspect_checkpoint(settings: Settings) -> None:
     """Prints what a checkpoint holds: its format and, by path, its arrays."""
     path = Path(settings.models[0])
-    stored = opened(path, template=read_template(settings), step=settings.step)
+    stored = recognised(path, template=read_template(settings), step=settings.step)
     slots: Mapping[str, Slot] = path_leaves(stored.tree)
     size = sum(slot.nbytes for slot in slots.values())
     kind = ", ".join([stored.layout.format, *stored.layout.inside])

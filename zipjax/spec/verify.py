@@ -88,15 +88,15 @@ def permute_params(
         return array
 
     def reordered(path: str, leaf: Any) -> Any:
-        # On the host, if it can be: JAX would compile a program for every shape.
-        elsewhere = is_traced(leaf) or not getattr(leaf, "is_fully_addressable", True)
-        array = leaf if elsewhere else np.asarray(leaf)
-        found = map_atoms(array, spec.entries[path], spec.sizes, reorder)
-        return (
-            found
-            if elsewhere
-            else jax.device_put(found, getattr(leaf, "sharding", None))
-        )
+        entries = spec.entries[path]
+        if not entry_names(entries):  # Of any dtype, such as a PRNG key.
+            return jnp.asarray(leaf)
+        if is_traced(leaf) or not getattr(leaf, "is_fully_addressable", True):
+            return map_atoms(leaf, entries, spec.sizes, reorder)
+        # On the host: JAX would compile a program for every shape.
+        found = map_atoms(np.asarray(leaf), entries, spec.sizes, reorder)
+        stays = getattr(leaf, "committed", False)
+        return jax.device_put(found, leaf.sharding if stays else None)
 
     leaves = {path: reordered(path, x) for path, x in path_leaves(params).items()}
     return from_leaves(leaves, params)
