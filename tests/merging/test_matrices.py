@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,6 +45,14 @@ def test_unmerge_is_one_hot_and_merge_averages(assignment):
     average = one_hot.T / one_hot.sum(0)[:, None]
     np.testing.assert_allclose(merge, average, rtol=0, atol=2.0**-23)
     np.testing.assert_array_equal(merge > 0, one_hot.T)
+
+
+def test_averages_are_as_precise_as_the_users_numbers():
+    with jax.enable_x64(True):
+        merge, unmerge = merge_matrices(np.array([0, 0, 0, 1, 1, 1, 1]), 1)
+        np.testing.assert_allclose(merge[0, :3], 1 / 3, rtol=0, atol=2.0**-52)
+        np.testing.assert_array_equal(merge @ unmerge, np.eye(2))
+        np.testing.assert_array_equal(merge.sum(1), np.ones(2))
 
 
 def test_blocks_of_the_models():
