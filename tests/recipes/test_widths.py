@@ -130,8 +130,14 @@ def test_heads_after_a_cut_inside_a_stream_keep_their_widths():
 
 
 @pytest.mark.parametrize(
-    "options", [{"cost": np.nan}, {"cost": -1.0}, {"smallest": np.nan}, {"steps": 0}]
+    "options",
+    [
+        *({"cost": np.nan}, {"cost": -1.0}, {"cost": "1"}),
+        *({"smallest": np.nan}, {"steps": 0}, {"steps": 2.5}),
+    ],
+    ids=str,
 )
-def test_budgets_are_positive_numbers(options):
-    with pytest.raises(ValueError, match=r"cost = .*: pass positive numbers"):
+def test_budgets_are_positive_numbers(options, untyped):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} = {value!r}: pass a positive"):
         allot(**options)

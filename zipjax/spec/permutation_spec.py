@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from zipjax.arguments import is_whole
 from zipjax.spec.depth import (
     Boundary,
     Cut,
@@ -217,8 +218,7 @@ class PermutationSpec:
         for cut in cuts[1:]:
             if stop_at == cut.name or stop_at in self._last_perms(cut):
                 return cut
-        whole = isinstance(stop_at, int) and not isinstance(stop_at, bool)
-        if whole and int(stop_at) in range(len(cuts)):
+        if is_whole(stop_at) and int(stop_at) in range(len(cuts)):
             return cuts[int(stop_at)]
         valid = ", ".join(
             f"{c.number} ({c.name!r}, {c.layers} layers)" for c in self.cuts
