@@ -220,7 +220,9 @@ def test_a_table_is_printed_though_it_cannot_be_saved(tmp_path, monkeypatch):
 
 def test_a_training_that_diverges_names_the_network_and_the_epoch(tmp_path):
     found = experiment(tmp_path, train__learning_rate=1e30, train__epochs=3)
-    with pytest.raises(ValueError, match=r"train seed0_A: the loss of epoch \d is nan"):
+    with pytest.raises(
+        ValueError, match=r"train seed0_A: the loss of epoch \d is nan, from step \d"
+    ):
         next(found.parents())
 
 
