@@ -47,8 +47,8 @@ def allot_units(
 
     once in every kernel that reads or writes them. Widths start at N*n, where nothing
     is lost. The perm whose next smaller width loses least per multiplication saved is
-    narrowed, until the merged network is within the budget. Groups, and the units in
-    them, keep the models' width.
+    narrowed, until the merged network is within the budget. Groups, the units in them,
+    and perms that are paired keep the models' width.
 
     Costs are multiplications of data by kernels. Those of data by data (attention),
     convolutions in groups, and the unmerging at a cut inside a residual stream are left
@@ -90,10 +90,11 @@ def allot_units(
     check_moments(networks, recipe, moments)
     kernels = _kernels(apply_fn, networks.trees[0], spec, inputs)
     merged = [_merged(kernel, path, networks) for path, kernel in kernels.items()]
+    paired = {perm for pair in spec.paired for perm in pair}
     losses = {
         perm: _losses(moments[perm], recipe, len(models), steps, smallest)
         for perm in networks.perms
-        if spec.is_plain(perm)
+        if spec.is_plain(perm) and perm not in paired
     }
     limit = cost * _price(kernels.values(), spec.sizes)
     return _narrowed(losses, merged, spec.sizes, limit)

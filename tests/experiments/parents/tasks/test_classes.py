@@ -161,7 +161,7 @@ def test_an_output_of_zeros_has_a_gradient():
     """A norm has none there; what is as small as 1e-30 has a norm of zero, too."""
     targets = np.eye(3, 4, dtype=np.float32)
     outputs = np.array([[0, 0, 0, 0], [1e-30, 0, 0, 0], [3, 0, -4, 1]], np.float32)
-    labels = np.array([0, 1, 2])
+    labels = jnp.array([0, 1, 2])
     objective = classes.Cosines(targets)
     found = jax.grad(lambda y: objective.losses(y, labels).sum())(outputs)
     assert np.isfinite(found).all()
