@@ -203,6 +203,18 @@ CALLS = {
     "no function": (lambda: moments_of(X, apply_fn=3), "apply_fn is the int 3"),
     "unhashable": (lambda: moments_of(X, apply_fn=Unhashable()), "cannot be hashed"),
     "seed to collect": (lambda: moments_of(X, key=0), "key is the int 0"),
+    "module to count": (
+        lambda: zipjax.flops(FlattenNet(), {"w": X}, X),
+        r"function is a module, FlattenNet: .*function=module.apply",
+    ),
+    "unhashable to count": (
+        lambda: zipjax.flops(Unhashable(), MODELS[0], X),
+        "function is a Unhashable, which cannot be hashed",
+    ),
+    "nothing to count": (
+        lambda: zipjax.flops(3, MODELS[0], X),
+        "function is the int 3: pass a function",
+    ),
     "no dropout key": (dropped, "InvalidRngError.*evaluation mode, .*dropout"),
     "apply parameters": (
         lambda: zipjax.apply(dense_apply, MODELS[0], X),

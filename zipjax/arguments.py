@@ -16,6 +16,7 @@ import numpy as np
 _REMEDIES = {
     "assignments": "pass what zipjax.match returned, {perm: assignment}",
     "apply_fn": "pass a function, apply_fn(params, *inputs), such as module.apply",
+    "function": "pass a function that can be jitted, such as module.apply",
     "fractions": "pass numbers, such as numpy.linspace(0, 1, 11)",
     "grid": "pass the values to try by name, such as {'alpha': [0.3, 1.0]}",
     "inputs_of": "pass a function of a batch, such as lambda batch: batch['image']",
