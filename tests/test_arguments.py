@@ -287,6 +287,14 @@ CALLS = {
     "no alpha": (lambda: zipjax.zipit(alpha=None), "alpha = None must lie in"),
     "no balance": (lambda: zipjax.mudsc(None), "balance = None must lie in"),
     "one width": (lambda: zipjax.zipit(num_units=3), "num_units is the int 3"),
+    "half a unit": (
+        lambda: zipjax.weight_zip(num_units={"h0": 4.5}),
+        r"num_units\['h0'\] is the float 4.5: pass merged widths",
+    ),
+    "rows of several lengths": (
+        lambda: zipjax.permute_params(MODELS[0], SPEC, {"h0": [[1], [1, 2]]}),
+        r"permutations\['h0'\] is a list of list: pass permutations by perm",
+    ),
     "half a trial": (
         lambda: zipjax.verify_spec(
             dense_apply, MODELS[0], SPEC, X, key=KEY, trials=1.5

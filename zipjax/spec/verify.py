@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from zipjax.arguments import check_function, check_key, check_kind, is_whole
+from zipjax.arguments import (
+    check_function,
+    check_key,
+    check_kind,
+    is_whole,
+    wrong,
+)
 from zipjax.spec.blocks import map_atoms, numpy_of
 from zipjax.spec.entries import Axis, Entries, Entry, atom_name, entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
@@ -297,7 +303,10 @@ def _check_permutations(spec: PermutationSpec, permutations: Permutations) -> No
         f"Its perms are {list(spec.perms)}.",
     )
     for name, indices in permutations.items():
-        size, found = spec.perms[name].size, np.asarray(indices)
+        try:
+            size, found = spec.perms[name].size, np.asarray(indices)
+        except ValueError:  # Rows of several lengths.
+            raise wrong(f"permutations[{name!r}]", indices) from None
         shape = (*spec.group_sizes(name), size)
         whole = np.issubdtype(found.dtype, np.integer) and found.shape == shape
         if not whole or (np.sort(found, -1) != np.arange(size)).any():
