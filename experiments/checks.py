@@ -139,9 +139,13 @@ _TRAINING = {
 }
 
 
+def _is_mapping(x: Any) -> bool:
+    return isinstance(x, Mapping | ConfigDict)
+
+
 def _is_training(recipe: Any) -> bool:
     return (
-        isinstance(recipe, Mapping | ConfigDict)
+        _is_mapping(recipe)
         and set(recipe) == set(_TRAINING)
         and all(rule.fits(recipe[name]) for name, rule in _TRAINING.items())
     )
@@ -169,8 +173,9 @@ RULES: dict[str, Rule] = {
         "must be 'all', 'pairs' and whole numbers from 2 on, at least one of these",
     ),
     "image_size": _or_none(_whole(1)),
+    "classes": Rule(_is_sequence, "must be one tuple of classes per task, or ()"),
     "own_train": Rule(
-        lambda x: all(_is_training(recipe) for recipe in x.values()),
+        lambda x: _is_mapping(x) and all(map(_is_training, x.values())),
         f"must be trainings by task, with {sorted(_TRAINING)}, see config.train",
     ),
     "scenes.images": _one_of((SCENES, TASKONOMY, *_IN_COLOUR)),

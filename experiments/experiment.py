@@ -31,6 +31,7 @@ from experiments.report.plane import Landscape, Plane, corners
 from experiments.report.tables import make_tables, print_table
 from experiments.results import AS_TRAINED, ENSEMBLE, Result
 from zipjax.positions import Positions
+from zipjax.spec.verify import check_any_perms
 
 _TITLES = {"scratch": "from scratch", "finetuned": "fine-tuned"}
 _NOTES = {
@@ -90,11 +91,12 @@ class Experiment:
         """Checks what only the data and the specs tell, before anything is trained.
 
         Raises:
-          ValueError: if a zip cannot stop where the config says, or if a task has no
-            examples where these are needed.
+          ValueError: if networks have no units to merge, if a zip cannot stop where the
+            config says, or if a task has no examples where these are needed.
         """
         config = self.config
         for suite in self.suites():
+            check_any_perms(suite.spec)
             chosen_cuts(suite.cuts, config.cuts, config.cut_layers)
             _check_examples(
                 "examples", suite, [len(task.train) for task in suite.tasks]

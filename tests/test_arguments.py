@@ -203,6 +203,18 @@ CALLS = {
     "no function": (lambda: moments_of(X, apply_fn=3), "apply_fn is the int 3"),
     "unhashable": (lambda: moments_of(X, apply_fn=Unhashable()), "cannot be hashed"),
     "seed to collect": (lambda: moments_of(X, key=0), "key is the int 0"),
+    "module to count": (
+        lambda: zipjax.flops(FlattenNet(), {"w": X}, X),
+        r"function is a module, FlattenNet: .*function=module.apply",
+    ),
+    "unhashable to count": (
+        lambda: zipjax.flops(Unhashable(), MODELS[0], X),
+        "function is a Unhashable, which cannot be hashed",
+    ),
+    "nothing to count": (
+        lambda: zipjax.flops(3, MODELS[0], X),
+        "function is the int 3: pass a function",
+    ),
     "no dropout key": (dropped, "InvalidRngError.*evaluation mode, .*dropout"),
     "apply parameters": (
         lambda: zipjax.apply(dense_apply, MODELS[0], X),
@@ -244,9 +256,9 @@ CALLS = {
     ),
     "flat tasks": (
         lambda: evaluate(np.eye(4), tasks=(0, 1)),
-        r"tasks = \(0, 1\): pass",
+        r"tasks = \(0, 1\): give",
     ),
-    "no tasks": (lambda: evaluate(np.eye(4), tasks=()), r"tasks = \(\): pass"),
+    "no tasks": (lambda: evaluate(np.eye(4), tasks=()), r"tasks = \(\): give"),
     "assignments a list": (
         lambda: zipjax.merge_units(MODELS, SPEC, [np.arange(12)]),
         "assignments is a list of ndarray: .*zipjax.match",
@@ -272,7 +284,39 @@ CALLS = {
         lambda: zipjax.zipit(alpha="1"),
         r"alpha = '1' must lie in \[0, 1\]",
     ),
+    "no alpha": (lambda: zipjax.zipit(alpha=None), "alpha = None must lie in"),
+    "no balance": (lambda: zipjax.mudsc(None), "balance = None must lie in"),
     "one width": (lambda: zipjax.zipit(num_units=3), "num_units is the int 3"),
+    "half a unit": (
+        lambda: zipjax.weight_zip(num_units={"h0": 4.5}),
+        r"num_units\['h0'\] is the float 4.5: pass merged widths",
+    ),
+    "rows of several lengths": (
+        lambda: zipjax.permute_params(MODELS[0], SPEC, {"h0": [[1], [1, 2]]}),
+        r"permutations\['h0'\] is a list of list: pass permutations by perm",
+    ),
+    "half a trial": (
+        lambda: zipjax.verify_spec(
+            dense_apply, MODELS[0], SPEC, X, key=KEY, trials=1.5
+        ),
+        "trials = 1.5: pass a whole number",
+    ),
+    "complex score": (
+        lambda: search(score=lambda merged: np.array(1j)),
+        r"score is the ndarray complex128\[\]: return one number",
+    ),
+    "grid of a mapping": (
+        lambda: search(grid={"stop_at": {1: "one"}}),
+        r"values of 'stop_at' are \{1: 'one'\}: pass a list",
+    ),
+    "grid of an array": (
+        lambda: search(grid={"stop_at": np.array(1)}),
+        r"values of 'stop_at' are array\(1\): pass a list",
+    ),
+    "batch of complex NaN": (
+        lambda: moments_of(X * np.complex64(np.nan)),
+        "batch 0 holds NaN",
+    ),
 }
 
 
@@ -322,6 +366,21 @@ def test_legal_batches_stay_legal():
 def test_both_kinds_of_keys_are_keys(key):
     merged = merge(recipe=zipjax.weight_zip(), key=key)
     assert set(merged.assignments) == {"h0", "h1"}
+
+
+@pytest.mark.parametrize(
+    "stop_at",
+    [np.int64(1), np.array(1), jnp.asarray(1)],
+    ids=["numpy", "array", "JAX"],
+)
+def test_whole_numbers_of_numpy_and_jax_are_cuts(stop_at):
+    assert merge(stop_at=stop_at).origin.stop_at == 1
+
+
+@pytest.mark.parametrize("stop_at", [np.float64(1), np.True_, np.array([1])], ids=repr)
+def test_other_numbers_are_no_cuts(stop_at):
+    with pytest.raises(ValueError, match="is not a valid cut"):
+        merge(stop_at=stop_at)
 
 
 def cast(models, dtype):

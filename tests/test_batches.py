@@ -46,7 +46,7 @@ def test_an_array_is_not_a_list_of_batches():
         next(input_batches(np.ones((4, 2))))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64, complex])
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
 def test_nan_is_found_in_any_precision(make, dtype):
     x = make(np.array([[1, np.nan]]).astype(dtype))

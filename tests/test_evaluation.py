@@ -146,8 +146,8 @@ TASKS = [[0, 1], [2, 3]]
 @pytest.mark.parametrize(
     ("outputs", "labels", "tasks", "options", "message"),
     [
-        (LOGITS, LABELS, [[0, 1], [1, 2, 3]], {}, "share classes"),
-        (LOGITS, LABELS, [[0, 1, 1], [2, 3]], {}, "share classes"),
+        (LOGITS, LABELS, [[0, 1], [1, 2, 3]], {}, r"classes \[1\] twice"),
+        (LOGITS, LABELS, [[0, 1, 1], [2, 3]], {}, r"classes \[1\] twice"),
         (
             LOGITS,
             np.array([0, 1, 2, 3, 7]),
@@ -161,6 +161,24 @@ TASKS = [[0, 1], [2, 3]]
         ([LOGITS] * 3, LABELS, TASKS, {}, "3 heads for 2 tasks"),
         (LOGITS[:, :3], LABELS, TASKS, {}, r"shape \[2, 3\] are not logits"),
         (LOGITS, LABELS, TASKS, {"class_embeddings": TEXTS}, "not in one space"),
+        (
+            LOGITS,
+            LABELS,
+            TASKS,
+            {"class_embeddings": np.full((4, 4), np.nan)},
+            r"ndarray float64\[4, 4\], which are no finite vectors",
+        ),
+        (
+            LOGITS,
+            LABELS,
+            TASKS,
+            {"class_embeddings": np.eye(3, 4)},
+            r"classes \[3\] outside of 0..2",
+        ),
+        (LOGITS, LABELS, [[0, 1], [2, 2.5]], {}, "as whole numbers from 0"),
+        (LOGITS, LABELS, [[0, 1], [2, -3]], {}, "as whole numbers from 0"),
+        (LOGITS, LABELS, [[0, 1], []], {}, "give every task some classes"),
+        (LOGITS * 1j, LABELS, TASKS, {}, r"ndarray complex128.*of real numbers"),
     ],
     ids=[
         "overlap",
@@ -172,9 +190,15 @@ TASKS = [[0, 1], [2, 3]]
         "heads",
         "logits",
         "space",
+        "embeddings of NaN",
+        "few embeddings",
+        "no whole class",
+        "negative class",
+        "no class",
+        "complex outputs",
     ],
 )
-def test_bad_input(outputs, labels, tasks, options, message):
+def test_bad_input(outputs, labels, tasks, options, message, untyped):
     with pytest.raises(ValueError, match=message):
         evaluate(outputs, labels, tasks, **options)
 
@@ -257,6 +281,11 @@ def test_tasks_that_share_one_output_are_told_apart_by_their_embeddings():
         ([np.eye(4)], {}, "1 outputs"),
         (np.eye(4), {"class_embeddings": [np.eye(4)]}, "embeddings of 1"),
         (np.eye(4), {"class_embeddings": [np.eye(3)] * 2}, "not in one space"),
+        (
+            np.eye(4),
+            {"class_embeddings": [np.eye(4), np.full((4, 4), np.inf)]},
+            r"class_embeddings\[1\] .*no finite vectors",
+        ),
     ],
 )
 def test_shared_tasks_that_do_not_fit_the_outputs(outputs, options, message):

@@ -37,6 +37,14 @@ def test_paths_of_dictionaries_lists_tuples_and_dataclasses():
     }
 
 
+def test_leaves_of_one_path_are_told_apart_or_refused():
+    with pytest.raises(
+        ValueError, match=r"\['a'\]\['b'\] and \['a/b'\] .*rename a key"
+    ):
+        path_leaves({"a/b": 1.0, "a": {"b": 2.0}, "c": 3.0})
+    assert path_leaves({"a/b": 1.0, "a": 2.0}) == {"a/b": 1.0, "a": 2.0}
+
+
 def test_from_leaves_rebuilds_the_tree_whatever_the_order_of_the_leaves():
     leaves = dict(reversed(path_leaves(TREE).items()))
     rebuilt = from_leaves(leaves, TREE)

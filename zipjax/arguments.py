@@ -5,7 +5,7 @@ the argument, what was given and what to pass instead, not by an error further i
 """
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 _REMEDIES = {
     "assignments": "pass what zipjax.match returned, {perm: assignment}",
     "apply_fn": "pass a function, apply_fn(params, *inputs), such as module.apply",
+    "function": "pass a function that can be jitted, such as module.apply",
     "fractions": "pass numbers, such as numpy.linspace(0, 1, 11)",
     "grid": "pass the values to try by name, such as {'alpha': [0.3, 1.0]}",
     "inputs_of": "pass a function of a batch, such as lambda batch: batch['image']",
@@ -140,8 +141,39 @@ def check_key(key: Any) -> None:
 
 def is_number(value: Any) -> bool:
     """Returns whether a value is one real number, of Python, numpy or JAX."""
-    scalar = isinstance(value, jax.Array | np.ndarray) and not np.ndim(value)
-    return isinstance(value, numbers.Real) or scalar
+    kinds = jnp.floating, np.integer
+    return isinstance(value, numbers.Real) or _is_scalar(value, *kinds)
+
+
+def is_whole(value: Any) -> bool:
+    """Returns whether a value is one whole number, of Python, numpy or JAX."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    return isinstance(value, numbers.Integral) or _is_scalar(value, np.integer)
+
+
+def check_number(
+    name: str, value: Any, fits: Callable[[Any], bool], wanted: str
+) -> None:
+    """Checks that a setting is one real number of some range.
+
+    Args:
+      name: the setting.
+      value: what was given.
+      fits: whether a number lies in the range.
+      wanted: the range in words, with an example.
+
+    Raises:
+      ValueError: if it is no number, or outside of the range.
+    """
+    if not is_number(value) or not fits(value):
+        raise ValueError(f"{name} = {value!r}: pass {wanted}")
+
+
+def _is_scalar(value: Any, *kinds: Any) -> bool:
+    """Returns whether a value is an array without axes, of some kinds of numbers."""
+    array = isinstance(value, jax.Array | np.ndarray) and not np.ndim(value)
+    return array and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
 
 
 def _cut(text: str) -> str:

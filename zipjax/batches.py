@@ -189,8 +189,9 @@ def _check_inputs(number: int, arrays: tuple[Any, ...]) -> None:
                 f"batch {number} was deleted, most likely donated to a compiled "
                 "function: pass a copy, or arrays of numpy"
             )
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        if floating and not is_finite(leaf):
+        # Not numpy's own: bfloat16 is none of its kinds.
+        inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if inexact and not is_finite(leaf):
             raise ValueError(
                 f"batch {number} holds NaN or infinity: clean the data first"
             )

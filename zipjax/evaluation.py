@@ -15,7 +15,13 @@ from scipy.special import softmax
 
 from zipjax import hosts
 from zipjax.arguments import is_number, shown
-from zipjax.labels import labelled, whole_labels
+from zipjax.labels import (
+    class_vectors,
+    labelled,
+    real_array,
+    task_classes,
+    whole_labels,
+)
 from zipjax.types import AnyArray, Array
 
 LOGIT_SCALE = 100.0
@@ -81,25 +87,29 @@ def evaluate(
       The accuracies; under ``jax.distributed``, on the examples of all processes.
 
     Raises:
-      ValueError: if tasks overlap, a label belongs to no task, a task has no examples,
-        the numbers of heads and of tasks or of outputs and of labels differ, or outputs
-        are not finite or have the wrong width.
+      ValueError: if tasks overlap or have no classes, a label belongs to no task, a
+        task has no examples, the numbers of heads and of tasks or of outputs and of
+        labels differ, or outputs or embeddings are not finite or have the wrong width.
     """
-    classes = _all_classes(tasks)
+    vectors = None
+    if class_embeddings is not None:
+        vectors = class_vectors("class_embeddings", class_embeddings)
+    groups = task_classes(tasks, None if vectors is None else len(vectors))
+    classes = np.concatenate(groups)
 
     def scored() -> dict[str, np.ndarray]:
-        sums = {"joint": np.zeros(1), "hits": np.zeros(len(tasks))}
-        sums["examples"] = np.zeros(len(tasks))
+        sums = {"joint": np.zeros(1), "hits": np.zeros(len(groups))}
+        sums["examples"] = np.zeros(len(groups))
         for inputs, batch_labels in map(labelled, batches):
             labels = whole_labels(batch_labels, "[batch]")
             _check_labels(labels, classes)
             outputs = _checked_outputs(forward(inputs), len(labels))
-            scores = _task_scores(outputs, tasks, class_embeddings)
+            scores = _task_scores(outputs, groups, vectors)
             joint = classes[np.concatenate(scores, axis=1).argmax(1)]
             sums["joint"] += (joint == labels).sum()
-            for number, (task, score) in enumerate(zip(tasks, scores, strict=True)):
+            for number, (task, score) in enumerate(zip(groups, scores, strict=True)):
                 mine = np.isin(labels, task)
-                predicted = np.asarray(task)[score[mine].argmax(1)]
+                predicted = task[score[mine].argmax(1)]
                 sums["hits"][number] += (predicted == labels[mine]).sum()
                 sums["examples"][number] += mine.sum()
         return sums
@@ -146,18 +156,24 @@ def evaluate_tasks(
 
     Raises:
       ValueError: if there are no examples, the numbers of labels, embeddings and heads
-        differ, labels are no classes, outputs are not finite, or outputs and embeddings
+        differ, labels are no classes, outputs or embeddings are not finite, or they
         differ in width.
     """
+    vectors = None
+    if class_embeddings is not None:
+        vectors = [
+            class_vectors(f"class_embeddings[{k}]", own)
+            for k, own in enumerate(class_embeddings)
+        ]
 
     def scored() -> dict[str, np.ndarray]:
         sums: dict[str, Any] = {"joint": 0, "hits": 0, "examples": 0}
         for inputs, batch_labels in map(labelled, batches):
             labels = whole_labels(batch_labels, "[batch, tasks]")
             found = _checked_outputs(forward(inputs), len(labels))
-            outputs = _one_each(found, labels.shape[1], class_embeddings)
+            outputs = _one_each(found, labels.shape[1], vectors)
             scores = [
-                _scores(x, range(x.shape[1] if own is None else len(own)), own)
+                _scores(x, np.arange(x.shape[1] if own is None else len(own)), own)
                 for x, own in outputs
             ]
             for column, score in zip(labels.T, scores, strict=True):
@@ -245,7 +261,7 @@ def _one_each(
 
 
 def _task_scores(
-    outputs: Any, tasks: Sequence[Task], class_embeddings: Any
+    outputs: Any, tasks: Sequence[np.ndarray], class_embeddings: Any
 ) -> list[Scores]:
     """Returns every task's scores ``[batch, its classes]``, comparable across tasks."""
     if not isinstance(outputs, (list, tuple)):
@@ -262,12 +278,11 @@ def _task_scores(
     ]
 
 
-def _scores(output: Any, task: Task, class_embeddings: Any) -> Scores:
-    """Returns the logits of a task's classes."""
-    output = np.asarray(output, np.float64)
-    index = np.asarray(task)
-    if class_embeddings is not None:
-        targets = np.asarray(class_embeddings, np.float64)
+def _scores(
+    output: np.ndarray, index: np.ndarray, targets: np.ndarray | None
+) -> Scores:
+    """Returns the logits of a task's classes, given the embeddings of all, if any."""
+    if targets is not None:
         if output.shape[1:] != targets.shape[1:]:
             raise ValueError(
                 f"outputs of shape {list(output.shape)} and class embeddings of shape "
@@ -285,32 +300,17 @@ def _scores(output: Any, task: Task, class_embeddings: Any) -> Scores:
     return output[:, index]
 
 
-def _all_classes(tasks: Sequence[Task]) -> np.ndarray:
-    if not len(tasks) or not all(np.ndim(task) == 1 for task in tasks):
-        raise ValueError(
-            f"tasks = {tasks}: pass every task's classes, such as [[0, 1], [2, 3]]"
-        )
-    classes = np.concatenate([np.asarray(task, int) for task in tasks])
-    if np.unique(classes).size != classes.size:
-        raise ValueError(
-            f"the tasks {[list(task) for task in tasks]} share classes: give every "
-            "class to one task"
-        )
-    return classes
-
-
 def _checked_outputs(outputs: Any, examples: int) -> Any:
     """Returns one output or one per head, in float64, after checking them."""
     if isinstance(outputs, (list, tuple)):
         return [_checked_outputs(output, examples) for output in outputs]
-    try:
-        array = np.asarray(outputs, np.float64)
-    except (TypeError, ValueError):
+    array = real_array(outputs)
+    if array is None:
         raise ValueError(
             f"forward returned {shown(outputs)} as an output: return an array [batch, "
-            "dim], or a list of one per head, and nothing else, for instance "
-            "lambda x: apply_fn(params, x)['logits']"
-        ) from None
+            "dim] of real numbers, or a list of one per head, and nothing else, for "
+            "instance lambda x: apply_fn(params, x)['logits']"
+        )
     if array.ndim != 2 or len(array) != examples:
         raise ValueError(
             f"there are labels of {examples} examples, but an output of shape "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from zipjax.arguments import is_whole
 from zipjax.types import AnyArray
 
 Positions = int | Literal["few", "all"]
@@ -24,8 +25,7 @@ def check_positions(positions: Any) -> None:
     Raises:
       ValueError: if they are neither "few", "all" nor a positive whole number.
     """
-    whole = isinstance(positions, int | np.integer) and not isinstance(positions, bool)
-    if positions in ("few", "all") or (whole and positions >= 1):
+    if positions in ("few", "all") or (is_whole(positions) and positions >= 1):
         return
     raise ValueError(
         f"positions = {positions!r}: pass the number of samples to read of every "

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from zipjax import hosts
-from zipjax.arguments import shown
+from zipjax.arguments import is_whole, shown
 from zipjax.labels import labelled, whole_labels
 from zipjax.types import AnyArray
 
@@ -69,7 +69,7 @@ def evaluate_segmentation(
       ValueError: if no pixel counts, a label is no class, or outputs are not finite or
         have another shape than masks and classes ask for.
     """
-    if not isinstance(num_classes, int | np.integer) or num_classes < 1:
+    if not is_whole(num_classes) or num_classes < 1:
         raise ValueError(f"num_classes is {shown(num_classes)}: pass a whole number")
 
     def counted() -> dict[str, np.ndarray]:

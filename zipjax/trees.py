@@ -19,14 +19,33 @@ def path_leaves(tree: PyTree) -> dict[str, Any]:
 
     >>> path_leaves({"dense": {"kernel": 1.0, "bias": 2.0}})
     {'dense/bias': 2.0, 'dense/kernel': 1.0}
+
+    Raises:
+      ValueError: if two leaves have one path, as in {"a/b": x, "a": {"b": y}}.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
+    leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             np.asarray(leaf, jnp.result_type(leaf)) if isinstance(leaf, int) else leaf
         )
         for path, leaf in flat
     }
+    if len(leaves) < len(flat):
+        raise ValueError(_same_paths(path for path, _ in flat))
+    return leaves
+
+
+def _same_paths(paths: Iterable[Any]) -> str:
+    """Says which keys of a pytree make one path."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found.setdefault(name, []).append(jax.tree_util.keystr(path))
+    name, keys = next((k, own) for k, own in found.items() if len(own) > 1)
+    return (
+        f"the arrays at {' and '.join(keys)} have the same path {name!r}: rename a "
+        "key, so that parameters can be told apart by their paths"
+    )
 
 
 def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
@@ -100,7 +119,7 @@ def not_finite(leaves: Leaves) -> list[str]:
 
 
 def is_finite(array: Any) -> bool:
-    """Returns whether an array of real numbers holds neither NaN nor infinity."""
+    """Returns whether an array of numbers holds neither NaN nor infinity."""
     # What other processes hold in part, all of them look at together.
     everywhere = not getattr(array, "is_fully_addressable", True)
     return bool((jnp if everywhere else np).isfinite(array).all())

@@ -24,6 +24,9 @@ Averages: TypeAlias = dict[str, metrics.Average]
 Config: TypeAlias = Any  # ml_collections.ConfigDict, whose fields have no types.
 WriteScalars: TypeAlias = Callable[[int, dict[str, float]], None]
 
+# The figure that says in which steps of an epoch the loss was finite: the first ones.
+_SOUND = "sound"
+
 # Made once, with numbers that are data: the optimiser is static in the compiled step.
 _ADAMW = optax.inject_hyperparams(
     optax.adamw, static_args=("b1", "b2", "eps", "eps_root")
@@ -113,7 +116,7 @@ def train_network(
       The trained variables.
 
     Raises:
-      ValueError: if the loss is not finite, naming the training and the epoch.
+      ValueError: if the loss is not finite, naming the training, epoch and step.
     """
     init_key, shuffle_key, augment_key = jax.random.split(key, 3)
     if start is None:
@@ -135,18 +138,19 @@ def train_network(
             )
             collected = _merged(collected, own) if collected else own
         figures = {name: float(x.compute()) for name, x in collected.items()}
+        sound = round(figures.pop(_SOUND) * steps)
         write(number, figures)
-        _check_loss(title, number, figures["loss"])
+        _check_loss(title, number, number * steps + sound + 1, figures["loss"])
     logging.info("%s: %s", title, figures)
     return {"params": state.params, **state.others}
 
 
-def _check_loss(title: str, number: int, loss: float) -> None:
+def _check_loss(title: str, number: int, step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise ValueError(
-            f"{title}: the loss of epoch {number + 1} is {loss}, so that the network "
-            "is lost: lower the training's learning_rate (config.train or "
-            "config.finetune), or check the data"
+            f"{title}: the loss of epoch {number + 1} is {loss}, from step {step} of "
+            "the training on, so that the network is lost: lower the training's "
+            "learning_rate (config.train or config.finetune), or check the data"
         )
 
 
@@ -201,9 +205,10 @@ def _step(
     if targets.ndim > 1:
         targets = look.moved(targets, own_key, objective.outside)
     loss_of = functools.partial(_loss, precision, objective, state, images, targets)
-    (_, (others, figures)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+    (loss, (others, figures)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
+    figures = {**figures, _SOUND: jnp.isfinite(loss)}
     found = {
         name: metrics.Average.from_model_output(x.astype(jnp.float32))
         for name, x in figures.items()

@@ -230,9 +230,10 @@ def keys_of(config: Config, seed: int) -> jax.Array:
 def _setting(task: Task) -> dict[str, Any]:
     """Returns what a training depends on besides its recipe, key and start."""
     split, network = task.train, task.network
-    parts = [Path(inspect.getfile(type(network))), Path(inspect.getfile(splits))]
-    files = {x for part in parts for x in part.parent.glob("*.py")}
-    files |= {Path(inspect.getfile(type(task.objective)))}
+    # With what lies beside them: objectives, for one, share their losses.
+    parts = type(network), splits, type(task.objective)
+    folders = {Path(inspect.getfile(part)).parent for part in parts}
+    files = {file for folder in folders for file in folder.glob("*.py")}
     arrays = jax.tree_util.tree_leaves(task.objective)
     return {
         "code": code_digest([Path(__file__), Path(train.__file__), *sorted(files)]),

@@ -224,3 +224,17 @@ def test_training_mode_is_refused():
 
     with pytest.raises(ValueError, match=r"'batch_stats/norm/mean'.*evaluation mode"):
         zipjax.reset_batch_stats(training, flatten_merged(), BATCHES)
+
+
+def test_statistics_are_measured_in_the_users_precision():
+    """In float32, a variance of 1e-6 about a mean of 1000 is lost."""
+    x = np.random.default_rng(0).normal(1000, 1e-3, (50, 4))
+
+    def apply_fn(params, x):
+        return (x - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5)
+
+    with jax.enable_x64(True):
+        params = {"mean": jnp.zeros(4), "var": jnp.ones(4)}
+        reset = zipjax.reset_batch_stats(apply_fn, params, [x])
+        np.testing.assert_allclose(reset["mean"], x.mean(0), rtol=1e-15)
+        np.testing.assert_allclose(reset["var"], x.var(0), rtol=1e-9)

@@ -255,11 +255,19 @@ def test_queries_keys_and_values_of_one_kernel():
 
 
 @pytest.mark.parametrize(
-    "options", [{"ridge": np.nan}, {"ridge": -1e-3}, {"sweeps": -1}], ids=str
+    "options",
+    [
+        *({"ridge": np.nan}, {"ridge": -1e-3}, {"ridge": "1"}),
+        *({"sweeps": -1}, {"sweeps": 1.5}, {"sweeps": None}),
+    ],
+    ids=str,
 )
-def test_settings_that_solve_nothing_are_refused(options):
+def test_settings_that_solve_nothing_are_refused(options, untyped):
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
-    with pytest.raises(ValueError, match=r"ridge = .* finite numbers from 0 on"):
+    ((name, value),) = options.items()
+    with pytest.raises(
+        ValueError, match=rf"{name} = {value!r}: .*(finite|whole) number"
+    ):
         zipjax.refit(dense_apply, MODELS, merged, BATCHES, **options)
 
 

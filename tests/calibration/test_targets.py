@@ -26,18 +26,24 @@ def test_the_ensemble_needs_a_task_a_model():
     target = zipjax.ensemble_target(np.eye(3), [[0], [1, 2]])
     with pytest.raises(ValueError, match="one task per model"):
         target([jnp.ones((1, 3))])
+    with pytest.raises(ValueError, match=r"widths \[3, 4\], .* have 3: pass"):
+        target([jnp.ones((1, 3)), jnp.ones((1, 4))])
 
 
 @pytest.mark.parametrize(
     ("embeddings", "tasks", "options", "message"),
     [
         (np.eye(6), [[0], [99]], {}, r"classes \[99\] outside of 0..5"),
-        (np.eye(6), [[0], [-1]], {}, r"classes \[-1\] outside"),
-        (np.eye(6), [[0], [1.5]], {}, r"classes \[1.5\] outside"),
+        (np.eye(6), [[0], [-1]], {}, "whole numbers from 0 on"),
+        (np.eye(6), [[0], [1.5]], {}, "whole numbers from 0 on"),
+        (np.eye(6), [0, 1], {}, r"tasks = \[0, 1\]: give every task"),
+        (np.eye(6), [], {}, r"tasks = \[\]: give"),
+        ("words", [[0], [1]], {}, "the str 'words', which are no finite vectors"),
         (np.eye(6), [[0, 1], [1, 2]], {}, r"classes \[1\] twice"),
-        (np.eye(6), [[0, 1], []], {}, "every task some classes"),
+        (np.eye(6), [[0, 1], []], {}, "give every task some"),
         (np.eye(6) * np.nan, [[0], [1]], {}, "no finite vectors"),
         (np.eye(6), [[0], [1]], {"sharpness": np.nan}, "sharpness = nan"),
+        (np.eye(6), [[0], [1]], {"sharpness": "8"}, "sharpness = '8': pass a pos"),
     ],
 )
 def test_tasks_and_embeddings_that_make_no_target(

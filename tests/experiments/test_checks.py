@@ -57,6 +57,8 @@ def experiment(workdir, **changes):
         ({"num_tasks": 1}, "config.num_tasks = 1 must be .* 2 on"),
         ({"num_tasks": 3}, "config.num_tasks = 3 does not divide the 10 classes"),
         ({"classes": ((0, 1), (2, 3))}, r"config.classes lacks \[4, 5, 6, 7, 8, 9\]"),
+        ({"classes": 3}, "config.classes = 3 must be one tuple of classes per task"),
+        ({"own_train": 3}, "config.own_train = 3 must be trainings by task"),
         ({"classes": (range(5), range(5, 10))}, "must be one tuple of classes per"),
         ({"classes": (tuple(range(10)),)}, r"lists \[10\] classes .*num_tasks = 2"),
         (
@@ -170,8 +172,8 @@ def test_every_field_with_a_rule_exists_and_its_default_fits():
     config = config_of()
     check_config(config)
     fields = {name.split(".")[0] for name in RULES}
-    # Text for people, a folder, sizes and classes that are checked together.
-    free = {"title", "data_dir", "checkpoints", "network", "classes", "distributed"}
+    # Text for people, a folder, sizes and data sets that are checked together.
+    free = {"title", "data_dir", "checkpoints", "network", "distributed"}
     free |= {"datasets", "data_dirs", "start"}
     assert set(config) == fields | free
 
@@ -185,6 +187,7 @@ def test_the_number_of_classes_is_that_of_the_data():
     ("changes", "message"),
     [
         ({"cut_layers": (99,)}, r"cut_layers \[99\].*\[1\]"),
+        ({"network__hidden": ()}, "the spec has no perms"),
         ({"test_images": 2}, r"config.test_images leaves 'Task \w' without any"),
         ({"plane__images": 2}, r"config.plane.images leaves 'Task \w' without"),
         (
@@ -220,7 +223,9 @@ def test_a_table_is_printed_though_it_cannot_be_saved(tmp_path, monkeypatch):
 
 def test_a_training_that_diverges_names_the_network_and_the_epoch(tmp_path):
     found = experiment(tmp_path, train__learning_rate=1e30, train__epochs=3)
-    with pytest.raises(ValueError, match=r"train seed0_A: the loss of epoch \d is nan"):
+    with pytest.raises(
+        ValueError, match=r"train seed0_A: the loss of epoch \d is nan, from step \d"
+    ):
         next(found.parents())
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,6 +65,14 @@ def test_matrices_are_made_when_they_are_asked_for(monkeypatch):
         np.testing.assert_array_equal(x, y)
     assert found.widths() == {"a": 3, "b": 3}
     assert list(found) == ["a", "b"]
+
+
+def test_averages_are_as_precise_as_the_users_numbers():
+    with jax.enable_x64(True):
+        merge, unmerge = merge_matrices(np.array([0, 0, 0, 1, 1, 1, 1]), 1)
+        np.testing.assert_allclose(merge[0, :3], 1 / 3, rtol=0, atol=2.0**-52)
+        np.testing.assert_array_equal(merge @ unmerge, np.eye(2))
+        np.testing.assert_array_equal(merge.sum(1), np.ones(2))
 
 
 def test_blocks_of_the_models():

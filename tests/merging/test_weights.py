@@ -1,11 +1,13 @@
 """Merged weights against dense matrices in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.linalg import block_diag
 
-from tests.networks import relative_error
+import zipjax
+from tests.networks import dense_params, dense_spec, relative_error
 from zipjax import (
     Axis,
     Fixed,
@@ -17,6 +19,7 @@ from zipjax import (
 )
 from zipjax.merging.matrices import model_matrices
 from zipjax.merging.weights import merge_leaf, unmerge_leaf
+from zipjax.trees import path_leaves
 
 SIZES = {"a": 4, "b": 3, "free": 2}
 # Merged widths other than the models', and unequal shares of the models.
@@ -175,3 +178,20 @@ def test_half_precision_is_kept_and_computed_in_float32(name, dtype):
     # Rounded once, at the end: by half a unit in the last place.
     rounding = 0.51 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.float64(found), expected, rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1 / 3, 2 / 3), {"layers/1": (0.1, 0.9)}], ids=str)
+def test_weights_are_as_precise_as_the_users_numbers(weights):
+    rng = np.random.default_rng(0)
+    models = [
+        jax.tree.map(lambda x: rng.normal(size=x.shape), dense_params((3, 4, 2), 0))
+        for _ in range(2)
+    ]
+    with jax.enable_x64(True):
+        merged = zipjax.merge(
+            models, dense_spec((3, 4, 2)), zipjax.average(), weights=weights
+        )
+    first, second = (path_leaves(model) for model in models)
+    a, b = weights if isinstance(weights, tuple) else weights["layers/1"]
+    expected = a * first["layers/1/w"] + b * second["layers/1/w"]
+    np.testing.assert_allclose(merged.trunk["layers/1/w"], expected, rtol=0, atol=1e-15)

@@ -139,11 +139,61 @@ def test_one_stream_runs_through_padded_stages():
     assert spec.entries["params/layer3_2/bn2/scale"] == (produced,)
 
 
+def rewired(widths):
+    """A padded network, its merge with a permuted copy, and a batch."""
+    net, x = resnet.ResNet20(3, 0.25, blocks=1, padded=True), images(4, (8, 8, 3))
+    spec, params = resnet.spec(net), variables(net, (8, 8, 3), 3)
+    # Unit k goes to merged unit k; the last ones stay apart where there is room.
+    assignments = {}
+    for perm, size in spec.sizes.items():
+        apart = widths.get(perm, size) - size
+        own = np.arange(size)
+        assignments[perm] = np.append(own, np.where(own < apart, size + own, own))
+    return net, params, spec, assignments, x
+
+
+PADS = ("stage2/before", "stage2/after")
+
+
+@pytest.mark.parametrize("added", [(1, 1), (2, 2)])
+def test_padded_networks_widen_alike_on_both_sides(added):
+    widths = {perm: 2 + more for perm, more in zip(PADS, added, strict=True)}
+    net, params, spec, assignments, x = rewired(widths)
+    merged = zipjax.merge_units([params, params], spec, assignments)
+    assert {perm: merged.spec.sizes[perm] for perm in PADS} == widths
+    expected = net.apply(params, x)
+    assert relative_error(net.apply(merged.params(), x), expected) < 1e-5
+
+
+@pytest.mark.parametrize("added", [(0, 2), (2, 1)])
+def test_padded_networks_that_widen_on_one_side_are_refused(added):
+    widths = {perm: 2 + more for perm, more in zip(PADS, added, strict=True)}
+    _, params, spec, assignments, _ = rewired(widths)
+    before, after = widths.values()
+    message = (
+        rf"'stage2/before' and 'stage2/after' would have {before} and {after} units "
+        rf"instead of 2 and 2.*'stage2/after': {before}\}}"
+    )
+    models = [params, params]
+    with pytest.raises(ValueError, match=message):
+        zipjax.merge_units(models, spec, assignments)
+    recipe = zipjax.weight_zip(num_units=widths)
+    with pytest.raises(ValueError, match=message):
+        zipjax.match(models, spec, recipe, key=jax.random.key(0))
+    # The pairs are not lost on the way.
+    again = zipjax.PermutationSpec.from_json(spec.to_json())
+    assert again == spec
+    assert spec.only(spec.perms).paired == spec.paired
+    with pytest.raises(ValueError, match=message):
+        again.resize(widths)
+
+
 def test_widths_that_differ_by_an_odd_number_are_padded_more_behind():
     net = resnet.ResNet20(3, 0.07, blocks=1, padded=True)  # 1, 2 and 4 channels.
     spec = resnet.spec(net)
-    assert spec.sizes["stage2/after"] == 1
-    assert "stage2/before" not in spec.sizes
+    # The only one is no unit: with more, some would come before.
+    assert not any(perm.startswith("stage2") for perm in spec.sizes)
+    assert spec.entries["params/layer2_0/bn2/scale"][0].parts[-1] == zipjax.Fixed(1)
     spec.validate(jax.eval_shape(lambda: variables(net, (8, 8, 3), 0)))
 
 

@@ -100,6 +100,19 @@ def test_groups_and_units_in_groups_are_not_resized():
     assert all(map(SPEC.is_plain, SPEC.perms))
 
 
+def test_paired_perms_keep_their_widths():
+    widths = (6, 8, 8, 8, 3)
+    spec = dense_spec(widths)
+    spec = zipjax.PermutationSpec(spec.entries, spec.perms, paired=(("h0", "h2"),))
+    models = [dense_params(widths, seed) for seed in (1, 2)]
+    moments = zipjax.collect_moments(dense_apply, models, spec, [X])
+    found = zipjax.allot_units(
+        dense_apply, models, spec, zipjax.zipit(), X[:2], moments=moments, cost=1.3
+    )
+    assert set(found) == {"h1"}
+    assert found["h1"] > 8
+
+
 def test_heads_after_a_cut_inside_a_stream_keep_their_widths():
     models, x = [stream_params(seed) for seed in range(2)], images(60, (INPUTS,))
     spec = zipjax.infer_spec(stream_apply, models[0], x)
@@ -130,8 +143,14 @@ def test_heads_after_a_cut_inside_a_stream_keep_their_widths():
 
 
 @pytest.mark.parametrize(
-    "options", [{"cost": np.nan}, {"cost": -1.0}, {"smallest": np.nan}, {"steps": 0}]
+    "options",
+    [
+        *({"cost": np.nan}, {"cost": -1.0}, {"cost": "1"}),
+        *({"smallest": np.nan}, {"steps": 0}, {"steps": 2.5}),
+    ],
+    ids=str,
 )
-def test_budgets_are_positive_numbers(options):
-    with pytest.raises(ValueError, match=r"cost = .*: pass positive numbers"):
+def test_budgets_are_positive_numbers(options, untyped):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} = {value!r}: pass a positive"):
         allot(**options)

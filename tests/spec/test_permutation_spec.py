@@ -358,3 +358,8 @@ def test_trunk_of_resnet20_holds_whole_stages_with_their_statistics():
     assert stages == {"conv1", "bn1", "layer1", "layer2"}
     assert "batch_stats/layer2_2/bn2/var" in trunk
     assert "params/layer2_0/shortcut_bn/bias" in trunk
+
+
+def test_pairs_name_perms():
+    with pytest.raises(ValueError, match=r"paired names \['z'\].*among \['h'\]"):
+        PermutationSpec(SPEC.entries, SPEC.perms, paired=(("h", "z"),))

@@ -91,6 +91,18 @@ def test_wrong_sizes_are_found(perms, key):
         zipjax.verify_spec(dense_apply, PARAMS, SPEC.resize(perms), X, key=key)
 
 
+def test_imaginary_parts_of_outputs_are_compared(key):
+    def apply_fn(params, x):
+        hidden = x @ params["w"]
+        return hidden.sum(-1) + 1j * hidden[:, 0]
+
+    entries = {"w": (None, H0), "unused": (READ_H0,)}
+    params = {"w": images(3, (6,)), "unused": images(6, ())}
+    spec = PermutationSpec(entries, {"h0": Perm(6)})
+    with pytest.raises(SpecError, match="changes the outputs by"):
+        zipjax.verify_spec(apply_fn, params, spec, X, key=key)
+
+
 def constant(params, value):
     return jax.tree.map(lambda x: jnp.full_like(x, value), params)
 

@@ -214,5 +214,6 @@ def _measured(
     """Returns a statistic of a value, as a parameter of the shape of ``like``."""
     samples = tuple(k for k, axis in enumerate(axes) if axis is None)
     order = np.argsort([axis for axis in axes if axis is not None])
-    measured = function(x.astype(jnp.float32), samples).transpose(order)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    measured = function(wide, samples).transpose(order)
     return (measured.reshape(like.shape) * divisor).astype(like.dtype)

@@ -16,7 +16,13 @@ import jax
 import numpy as np
 
 from zipjax import hosts
-from zipjax.arguments import check_key, check_kind, check_sequence
+from zipjax.arguments import (
+    check_key,
+    check_kind,
+    check_number,
+    check_sequence,
+    is_whole,
+)
 from zipjax.batches import InputsOf, input_batches
 from zipjax.calibration.passes import Budget, Pass, traced_network
 from zipjax.calibration.samples import Sampling
@@ -125,11 +131,10 @@ def refit(
     check_positions(positions)
     if key is not None:
         check_key(key)
-    if not (0 <= ridge < math.inf and 0 <= sweeps < math.inf):
-        raise ValueError(
-            f"ridge = {ridge} and sweeps = {sweeps}: pass finite numbers from 0 on, "
-            "such as ridge=1e-3 and sweeps=4"
-        )
+    from_zero = "a finite number from 0 on, such as 1e-3"
+    check_number("ridge", ridge, lambda x: 0 <= x < math.inf, from_zero)
+    whole = "a whole number from 0 on, such as 4"
+    check_number("sweeps", sweeps, lambda x: is_whole(x) and x >= 0, whole)
     check_kind("merged", merged, Merged)
     check_sequence("models", models)
     _check_one_function(merged)
@@ -224,8 +229,7 @@ def _common_layers(current: Pass, parent: Pass, paths: Collection[str]) -> list[
 
 
 def _check_limit(limit: Any) -> None:
-    whole = isinstance(limit, int) and not isinstance(limit, bool)
-    if limit is not None and not (whole and limit > 0):
+    if limit is not None and not (is_whole(limit) and limit > 0):
         raise ValueError(
             f"memory_limit = {limit!r} is no positive whole number of bytes: pass one, "
             "such as memory_limit=2**30 for 1 GiB, or None for no limit"

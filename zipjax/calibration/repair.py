@@ -64,8 +64,7 @@ class _Site(NamedTuple):
     def free(self) -> _Free:
         shape, affine = stat_shape(self.layer), self.affine
         step = np.zeros_like(affine.offset) if affine.step is None else affine.step
-        offset = affine.offset.astype(np.float32)
-        return _Free(offset.reshape(shape), (step != 0).reshape(shape))
+        return _Free(affine.offset.reshape(shape), (step != 0).reshape(shape))
 
 
 def repair(

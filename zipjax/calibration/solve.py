@@ -113,8 +113,7 @@ def solve_layer(
     equations = _equations(count, x, xx, before, affine, ridge)
     solution = equations.solution(affine, y, xy)
     for _ in range(sweeps):
-        start = [np.float32(part) for part in solution]
-        found = samples.moments(_open_moments, *start, keep=True)
+        found = samples.moments(_open_moments, *solution, keep=True)
         y, xy = _total(map(jax.device_get, found))
         y, xy = y + count * solution.point, xy + np.outer(x, solution.point)
         solution = equations.solution(affine, y, xy)

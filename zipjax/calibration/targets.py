@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from zipjax.arguments import check_number
 from zipjax.evaluation import LOGIT_SCALE, unit_rows
+from zipjax.labels import class_vectors, task_classes
 from zipjax.merging.weights import Matrices, merge_leaf, numbered
 from zipjax.spec.entries import Entries
 from zipjax.spec.permutation_spec import Perm
@@ -75,6 +77,13 @@ class EnsembleTarget:
                 f"{len(outputs)} models have outputs, but there are "
                 f"{len(self.directions)} tasks: name one task per model"
             )
+        widths = [y.shape[1] for y in outputs]
+        if {*widths} != {own.shape[1] for own in self.directions}:
+            raise ValueError(
+                f"the models' outputs have widths {widths}, but class embeddings have "
+                f"{self.directions[0].shape[1]}: pass the embeddings that the models "
+                "were trained on"
+            )
         powers = [
             jax.nn.softmax(LOGIT_SCALE * unit_rows(y) @ own.T) ** self.sharpness
             for y, own in zip(outputs, self.directions, strict=True)
@@ -112,30 +121,13 @@ def ensemble_target(
       ValueError: if embeddings are not finite, tasks overlap or name a class that there
         is none of, or if the sharpness is no positive number.
     """
-    vectors = np.asarray(class_embeddings, np.float32)
-    if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise ValueError(
-            f"class_embeddings of shape {list(vectors.shape)} are no finite vectors "
-            "[classes, dim]: pass the embeddings that the models were trained on"
-        )
-    _check_tasks(tasks, len(vectors))
-    if not 0 < sharpness < np.inf:
-        raise ValueError(f"sharpness = {sharpness}: pass a positive number, such as 8")
+    vectors = class_vectors("class_embeddings", class_embeddings)
+    groups = task_classes(tasks, len(vectors))
+    positive = "a positive number, such as 8"
+    check_number("sharpness", sharpness, lambda x: 0 < x < np.inf, positive)
     directions = unit_rows(vectors)
-    own = tuple(jnp.asarray(directions[np.asarray(task)]) for task in tasks)
+    own = tuple(jnp.asarray(directions[classes]) for classes in groups)
     return EnsembleTarget(own, sharpness)
-
-
-def _check_tasks(tasks: Sequence[Sequence[int]], count: int) -> None:
-    classes = [index for task in tasks for index in task]
-    strange = [k for k in classes if k not in range(count)]
-    twice = sorted({k for k in classes if classes.count(k) > 1})
-    if strange or twice or not all(map(len, tasks)):
-        raise ValueError(
-            f"the tasks {[list(task) for task in tasks]} have classes {strange} "
-            f"outside of 0..{count - 1} and classes {twice} twice: give every task "
-            "some classes of its own, numbered by the rows of class_embeddings"
-        )
 
 
 def merged_target(

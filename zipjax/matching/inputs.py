@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 from numpy.typing import ArrayLike
 
+from zipjax.arguments import is_number
+
 # Float32 sums taken in two orders differ by far less; a one-sided matrix by far more.
 _SYMMETRY_TOLERANCE = 1e-4
 # Side of the tiles that are transposed one at a time, so that they fit into the cache.
@@ -149,6 +151,6 @@ def check_fraction(name: str, value: float) -> float:
     Raises:
       ValueError: if it is no number, outside ``[0, 1]`` or NaN.
     """
-    if isinstance(value, str) or np.ndim(value) or not 0.0 <= value <= 1.0:
+    if not is_number(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} = {value!r} must lie in [0, 1]: pass a fraction")
     return float(value)

@@ -13,19 +13,17 @@ from zipjax.types import Array
 Assignments: TypeAlias = Mapping[str, Int[np.ndarray, "*_groups _total"]]
 """The merged unit of every unit, by perm; of nested perms, by merged group."""
 
-# Weights are multiples of this: sums of float32 below 1 are then exact in any order.
-_QUANTUM = 2.0**-23
 _KEPT = 1 << 28  # Bytes of the matrices that are kept.
 
 
 def merge_matrices(
     assignment: Int[np.ndarray, "total"], num_models: int
 ) -> tuple[Float[np.ndarray, "units total"], Float[np.ndarray, "total units"]]:
-    """Returns M and U of an assignment, in float32.
+    """Returns M and U of an assignment, in float32 (float64 under x64).
 
     M averages the units that go to one merged unit; U copies a merged unit to each of
     them. The rows of M sum to 1, U is one-hot and M U = I, all exactly: the weights
-    1/k are rounded to multiples of 2^-23 in such a way that they sum to 1.
+    1/k are rounded to multiples of 2^-23 (2^-52) in such a way that they sum to 1.
 
     Args:
       assignment: for each of the N*n units the merged unit it goes to, ``[N*n]``.
@@ -41,10 +39,11 @@ def merge_matrices(
     assignment = _checked(assignment, num_models)
     used = assignment.max(initial=-1) + 1
     units = np.arange(assignment.size)
-    unmerge = np.zeros((assignment.size, used), np.float32)
+    weights = _equal_weights(assignment)
+    unmerge = np.zeros((assignment.size, used), weights.dtype)
     unmerge[units, assignment] = 1
-    merge = np.zeros((used, assignment.size), np.float32)
-    merge[assignment, units] = _equal_weights(assignment)
+    merge = np.zeros((used, assignment.size), weights.dtype)
+    merge[assignment, units] = weights
     return merge, unmerge
 
 
@@ -87,7 +86,7 @@ def _dense(
     one_hot = merged[..., None] == np.arange(_width(merged))
     merge = np.swapaxes(one_hot * weights[..., None], -1, -2)
     # Unlike jnp.asarray, this compiles nothing.
-    return jax.device_put((merge, one_hot.astype(np.float32)))
+    return jax.device_put((merge, one_hot.astype(merge.dtype)))
 
 
 def _width(merged: Int[np.ndarray, "models *groups n"]) -> int:
@@ -241,8 +240,11 @@ def _flat_rows(
 def _equal_weights(
     assignment: Int[np.ndarray, "total"],
 ) -> Float[np.ndarray, "total"]:
-    """Returns each unit's weight in its merged unit: 1/k up to 2^-23, with sum 1."""
-    one = round(1 / _QUANTUM)
+    """Returns each unit's weight in its merged unit: 1/k up to rounding, with sum 1."""
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    # Weights are multiples of this: sums below 1 are then exact in any order.
+    quantum = float(np.finfo(dtype).eps)
+    one = round(1 / quantum)
     counts = np.bincount(assignment)
     order = np.argsort(assignment, kind="stable")
     ranks = np.empty_like(order)
@@ -250,4 +252,4 @@ def _equal_weights(
     ranks[order] = np.arange(order.size) - np.repeat(starts, counts)
     # The first members take the quanta that do not divide.
     quanta = one // counts[assignment] + (ranks < (one % counts)[assignment])
-    return (quanta * _QUANTUM).astype(np.float32)
+    return (quanta * quantum).astype(dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zipjax.arguments import check_kind
+from zipjax.arguments import check_function, check_kind
 from zipjax.merging.each import OneOrEach, each, each_function, one_or_each
 from zipjax.merging.matrices import Assignments
 from zipjax.merging.stream_heads import StreamEnd, StreamHead
@@ -256,7 +256,11 @@ def flops(function: Callable[..., Any], *args: PyTree) -> float:
       function: any function that can be jitted.
       *args: its arguments; for a merged model
         ``zipjax.flops(functools.partial(zipjax.apply, apply_fn), merged, inputs)``.
+
+    Raises:
+      ValueError: if it is a module, is not callable or cannot be hashed.
     """
+    check_function("function", function)
     analysis = jax.jit(function).lower(*args).compile().cost_analysis()
     return float((analysis or {}).get("flops", float("nan")))
 

@@ -65,7 +65,8 @@ def merge_leaf(
         return map_atoms(leaf, entries, sizes, multiply)
 
     parts = jax.vmap(contribution)(leaves.astype(_wide(leaves)), matrices)
-    total = jnp.tensordot(shares, parts, 1, precision=jax.lax.Precision.HIGHEST)
+    own = jnp.asarray(shares, parts.dtype)
+    total = jnp.tensordot(own, parts, 1, precision=jax.lax.Precision.HIGHEST)
     return total.astype(leaves.dtype)
 
 
@@ -132,7 +133,7 @@ def fixed_weights(weights: Weights | None) -> Weights | None:
 
 def _row(weights: Sequence[float] | None, num_models: int) -> np.ndarray:
     if weights is None:
-        return np.ones(num_models, np.float32)
+        return np.ones(num_models)
     if isinstance(weights, str | bytes) or not isinstance(weights, Iterable):
         raise wrong("weights", weights)
     given = list(weights)
@@ -142,7 +143,7 @@ def _row(weights: Sequence[float] | None, num_models: int) -> np.ndarray:
             f"weights = {given} are not interpolation weights of {num_models} "
             "models: pass one number per model, with sum 1"
         )
-    return (num_models * shares).astype(np.float32)
+    return num_models * shares
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -23,6 +23,7 @@ class Declaration:
     Attributes:
       entries: every parameter's entries, by path.
       perms: the perms, by name.
+      paired: the perms that are widened alike; see :class:`PermutationSpec`.
     """
 
     def __init__(self, *, groups: int | None = None) -> None:
@@ -33,11 +34,12 @@ class Declaration:
         """
         self.entries: dict[str, Entries] = {}
         self.perms: dict[str, Perm] = {}
+        self.paired: list[tuple[str, str]] = []
         self._groups = groups
 
     def spec(self) -> PermutationSpec:
         """Returns what was declared."""
-        return PermutationSpec(self.entries, self.perms)
+        return PermutationSpec(self.entries, self.perms, paired=tuple(self.paired))
 
     def perm(self, name: str, size: int, *groups: Axis) -> Axis:
         """Declares a perm, nested in the given groups, and returns its units."""

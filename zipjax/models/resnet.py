@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from zipjax.models.declaration import Declaration
 from zipjax.models.layers import Dense, conv, norm
-from zipjax.spec.entries import Entry, Sum
+from zipjax.spec.entries import Entry, Fixed, Sum
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import AnyArray
 
@@ -212,7 +212,8 @@ class ResNet20(nn.Module):
         them ResNet-20 (He et al. 2016, Section 4.2).
       padded: whether shortcuts between stages have no parameters, but every second
         position and channels padded with zeros (option A there), not convolutions.
-        Merged to other widths, as many units must be added before as after.
+        Merged to other widths, as many units must be added before as after: merges
+        by the declared spec are held to that, those by an inferred one are not.
     """
 
     outputs: int
@@ -369,7 +370,8 @@ def spec(model: ResNet20 | ResNet) -> PermutationSpec:
     perm between each two of its convolutions. The stem writes to the first stream, or,
     if the first block has a convolution in its shortcut, to a perm of its own. Thus
     ResNet-20 has 12 perms, and twice as many with GroupNorm. Padded, it has 14: one
-    stream runs through all stages, and each stage adds a perm on either side of it.
+    stream runs through all stages, and each stage adds a perm on either side of it;
+    the two are paired.
 
     Raises:
       ValueError: if padded shortcuts meet GroupNorm, whose groups span several of these
@@ -425,11 +427,12 @@ def declare_stages(
 def _padded(net: Declaration, stage: str, stream: Entry, channels: int) -> Sum:
     """Returns a stream between the channels that padding adds, a perm on each side."""
     own = stream.parts if isinstance(stream, Sum) else (stream,)
-    before, after = (
-        [net.channels(f"{stage}/{side}", size)] if size else []
-        for side, size in zip(("before", "after"), _sides(channels), strict=True)
-    )
-    return Sum((*before, *own, *after))
+    before, after = _sides(channels)
+    if not before:  # The only channel: with more, some would come before.
+        return Sum((*own, Fixed(after)))
+    names = f"{stage}/before", f"{stage}/after"
+    net.paired.append(names)
+    return Sum((net.channels(names[0], before), *own, net.channels(names[1], after)))
 
 
 def _declare_chain(

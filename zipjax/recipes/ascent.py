@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from zipjax.arguments import is_whole
 from zipjax.types import Array
 
 Assigned: TypeAlias = dict[str, np.ndarray]
@@ -33,7 +34,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         numbers = self.sweeps, self.patience
-        if not all(isinstance(n, int | np.integer) and n >= 1 for n in numbers):
+        if not all(is_whole(n) and n >= 1 for n in numbers):
             raise ValueError(f"{self}: pass whole numbers, which start at 1")
 
 

@@ -20,7 +20,7 @@ import functools
 from collections.abc import Mapping
 from typing import Literal
 
-from zipjax.arguments import check_kind
+from zipjax.arguments import check_kind, is_whole, wrong
 from zipjax.matching.align import Reference, match_align
 from zipjax.matching.grouped import Matcher
 from zipjax.matching.identity import match_identity
@@ -216,9 +216,13 @@ def _zip_matchers(
 
 
 def _widths(num_units: Mapping[str, int] | None) -> dict[str, int]:
-    if num_units is not None:
-        check_kind("num_units", num_units, Mapping)
-    return dict(num_units or {})
+    if num_units is None:
+        return {}
+    check_kind("num_units", num_units, Mapping)
+    for perm, width in num_units.items():
+        if not is_whole(width):
+            raise wrong(f"num_units[{perm!r}]", width)
+    return dict(num_units)
 
 
 def _aligner(reference: Reference) -> Matcher:

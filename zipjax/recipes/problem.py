@@ -379,10 +379,11 @@ def check_comparable(networks: Networks, recipe: Recipe) -> None:
 
 
 def check_num_units(networks: Networks, recipe: Recipe) -> None:
-    """Checks that a recipe sets merged widths of zipped perms only.
+    """Checks that a recipe sets merged widths of zipped perms, and such that can be.
 
     Raises:
-      ValueError: naming the others, or perms whose units are groups.
+      ValueError: naming other perms, those whose units are groups, or those that are
+        paired and do not change alike.
     """
     perms = networks.perms
     check_same_keys(
@@ -397,6 +398,7 @@ def check_num_units(networks: Networks, recipe: Recipe) -> None:
             "others: groups are matched one to one. Set the widths of the perms that "
             "are nested in them"
         )
+    networks.spec.check_widths(recipe.num_units)
 
 
 def check_moments(

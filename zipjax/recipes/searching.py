@@ -100,7 +100,8 @@ def search(
     check_kind("grid", grid, Mapping)
     check_callable("make_recipe", make_recipe)
     for name, values in grid.items():
-        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        listed = isinstance(values, Iterable) and getattr(values, "ndim", 1)
+        if isinstance(values, str | bytes | Mapping) or not listed:
             raise ValueError(
                 f"the grid's values of {name!r} are {values!r}: pass a list of them, "
                 f"[{values!r}] for one"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from zipjax.arguments import check_kind
+from zipjax.arguments import check_kind, check_number, is_whole
 from zipjax.merging.networks import Networks
 from zipjax.program.layers import find_layers
 from zipjax.program.program import trace
@@ -47,8 +47,8 @@ def allot_units(
 
     once in every kernel that reads or writes them. Widths start at N*n, where nothing
     is lost. The perm whose next smaller width loses least per multiplication saved is
-    narrowed, until the merged network is within the budget. Groups, and the units in
-    them, keep the models' width.
+    narrowed, until the merged network is within the budget. Groups, the units in them,
+    and perms that are paired keep the models' width.
 
     Costs are multiplications of data by kernels. Those of data by data (attention),
     convolutions in groups, and the unmerging at a cut inside a residual stream are left
@@ -75,11 +75,11 @@ def allot_units(
       ValueError: if no widths are within the budget, if cost, smallest or steps are no
         positive numbers, or if models, spec and moments do not fit together.
     """
-    if not (0 < cost < math.inf and 0 < smallest < math.inf and steps >= 1):
-        raise ValueError(
-            f"cost = {cost}, smallest = {smallest} and steps = {steps}: pass positive "
-            "numbers, such as cost=1.0, smallest=0.5 and steps=8"
-        )
+    for name, share in (("cost", cost), ("smallest", smallest)):
+        positive = "a positive number, such as cost=1.0 or smallest=0.5"
+        check_number(name, share, lambda x: 0 < x < math.inf, positive)
+    whole = "a positive whole number, such as 8"
+    check_number("steps", steps, lambda x: is_whole(x) and x >= 1, whole)
     check_kind("recipe", recipe, Recipe)
     if "num_units" not in inspect.signature(recipe.matcher).parameters:
         raise ValueError(
@@ -90,10 +90,11 @@ def allot_units(
     check_moments(networks, recipe, moments)
     kernels = _kernels(apply_fn, networks.trees[0], spec, inputs)
     merged = [_merged(kernel, path, networks) for path, kernel in kernels.items()]
+    paired = {perm for pair in spec.paired for perm in pair}
     losses = {
         perm: _losses(moments[perm], recipe, len(models), steps, smallest)
         for perm in networks.perms
-        if spec.is_plain(perm)
+        if spec.is_plain(perm) and perm not in paired
     }
     limit = cost * _price(kernels.values(), spec.sizes)
     return _narrowed(losses, merged, spec.sizes, limit)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zipjax import hosts
@@ -17,7 +18,7 @@ from zipjax.merging.each import OneOrEach, each_function, one_or_each
 from zipjax.merging.networks import Networks
 from zipjax.positions import FEW_SAMPLES, Positions, check_positions
 from zipjax.similarity.costs import PassPlan, pass_bytes, passes
-from zipjax.similarity.moments import Moments
+from zipjax.similarity.moments import Moments, accumulator
 from zipjax.similarity.placement import Placement, placement_of
 from zipjax.similarity.running import (
     Running,
@@ -236,7 +237,7 @@ def _over_hosts(sums: Sums, start: int) -> Sums:
         parts = [{name: x[f"{k}/{name}"] for name in names} for x in everywhere]
         count, mean = pooled_mean([Running(**part, m2=None) for part in parts])
         moved = own.m2 + displacement(own, mean, start)
-        m2 = hosts.summed(moved.astype(np.float32))
+        m2 = hosts.summed(moved.astype(accumulator(jnp.float32)))
         totals.append(Running(count, mean, np.zeros_like(mean), m2))
     left = iter(totals)
     return {perm: tuple(next(left) for _ in kinds) for perm, kinds in sums.items()}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from zipjax.arguments import is_whole
 from zipjax.spec.depth import (
     Boundary,
     Cut,
@@ -87,11 +88,14 @@ class PermutationSpec:
         other; only inference finds these.
       unread: paths of parameters on which the function's outputs do not depend, such as
         counters: no zip averages or shares them.
+      paired: pairs of perms that a merge must widen, or narrow, alike: the function
+        divides the channels that it adds between them.
 
     Raises:
       ValueError: if ``entries`` and ``perms`` do not name the same perms, if a perm is
-        never produced or never consumed, if perms are nested in one another, or if
-        sizes or depths are no whole numbers from 1 or from 0 on.
+        never produced or never consumed, if perms are nested in one another, if there
+        is no perm that a pair names, or if sizes or depths are no whole numbers from 1
+        or from 0 on.
     """
 
     entries: Mapping[str, Entries]
@@ -100,6 +104,7 @@ class PermutationSpec:
     notes: Notes | None = None
     boundaries: tuple[Boundary, ...] = dataclasses.field(default=(), repr=False)
     unread: frozenset[str] = frozenset()
+    paired: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         entries = {path: tuple(row) for path, row in self.entries.items()}
@@ -217,8 +222,7 @@ class PermutationSpec:
         for cut in cuts[1:]:
             if stop_at == cut.name or stop_at in self._last_perms(cut):
                 return cut
-        whole = isinstance(stop_at, int) and not isinstance(stop_at, bool)
-        if whole and int(stop_at) in range(len(cuts)):
+        if is_whole(stop_at) and int(stop_at) in range(len(cuts)):
             return cuts[int(stop_at)]
         valid = ", ".join(
             f"{c.number} ({c.name!r}, {c.layers} layers)" for c in self.cuts
@@ -303,12 +307,39 @@ class PermutationSpec:
         return found
 
     def resize(self, sizes: Mapping[str, int]) -> "PermutationSpec":
-        """Returns the spec of the same network with different numbers of units."""
+        """Returns the spec of the same network with different numbers of units.
+
+        Raises:
+          ValueError: if perms that are paired do not get as many units more, or fewer.
+        """
+        self.check_widths(sizes)
         perms = {
             name: dataclasses.replace(perm, size=sizes.get(name, perm.size))
             for name, perm in self.perms.items()
         }
         return dataclasses.replace(self, perms=perms)
+
+    def check_widths(self, sizes: Mapping[str, int]) -> None:
+        """Checks that the function could run with these numbers of units.
+
+        Args:
+          sizes: those that change, by perm.
+
+        Raises:
+          ValueError: if perms that are paired do not change alike.
+        """
+        for pair in self.paired:
+            old = [self.sizes[perm] for perm in pair]
+            new = [sizes.get(perm, size) for perm, size in zip(pair, old, strict=True)]
+            if new[0] - old[0] != new[1] - old[1]:
+                alike = dict(zip(pair, (new[0], old[1] + new[0] - old[0]), strict=True))
+                raise ValueError(
+                    f"perms {pair[0]!r} and {pair[1]!r} would have {new[0]} and "
+                    f"{new[1]} units instead of {old[0]} and {old[1]}, but the "
+                    "function adds channels in equal parts on both sides of those "
+                    "that it has: change both by one number, such as num_units="
+                    f"{alike}"
+                )
 
     def only(self, perms: Collection[str]) -> "PermutationSpec":
         """Returns the spec in which no other units may be reordered.
@@ -335,6 +366,7 @@ class PermutationSpec:
             depths=self._layer_depths,
             notes=None,
             boundaries=tuple(x for x in inside if entry_names(x.entries)),
+            paired=tuple(pair for pair in self.paired if set(pair) <= set(perms)),
         )
 
     def to_json(self) -> str:
@@ -363,7 +395,8 @@ class PermutationSpec:
             notes = Notes.from_json(data["notes"]) if "notes" in data else None
             found = boundaries_from_json(data.get("boundaries", ()))
             unread = frozenset(data.get("unread", ()))
-            return cls(entries, perms, depths, notes, found, unread)
+            paired = tuple((a, b) for a, b in data.get("paired", ()))
+            return cls(entries, perms, depths, notes, found, unread, paired)
         except (
             KeyError,
             TypeError,
@@ -388,7 +421,8 @@ class PermutationSpec:
     def _key(self) -> tuple[Any, ...]:
         """Everything that makes two specs equal; the order of parameters counts."""
         parts = self.entries, self.perms, self.depths
-        return *(tuple(part.items()) for part in parts), self.boundaries, self.unread
+        rest = self.boundaries, self.unread, self.paired
+        return *(tuple(part.items()) for part in parts), *rest
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -406,6 +440,8 @@ class PermutationSpec:
             content["boundaries"] = boundaries_to_json(self.boundaries)
         if self.unread:
             content["unread"] = sorted(self.unread)
+        if self.paired:
+            content["paired"] = [list(pair) for pair in self.paired]
         return content
 
     def _check_perms(self) -> None:
@@ -420,6 +456,12 @@ class PermutationSpec:
             self.perms,
             "List every perm of the entries in perms, and no other.",
         )
+        strange = {name for pair in self.paired for name in pair} - {*self.perms}
+        if strange:
+            raise ValueError(
+                f"paired names {sorted(strange)}, which are no perms: choose among "
+                f"{list(self.perms)}"
+            )
         enclosing = {*self.perms, *self.indices}
         for name, perm in self.perms.items():
             if not roles[name]["out"] or not roles[name]["in"]:

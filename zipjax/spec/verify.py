@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from zipjax.arguments import check_function, check_key, check_kind
+from zipjax.arguments import (
+    check_function,
+    check_key,
+    check_kind,
+    is_whole,
+    wrong,
+)
 from zipjax.spec.blocks import map_atoms, numpy_of
 from zipjax.spec.entries import Axis, Entries, Entry, atom_name, entry_names
 from zipjax.spec.permutation_spec import PermutationSpec
@@ -140,8 +146,8 @@ def verify_spec(
         are constant or do not depend on the parameters that have units, or permuting a
         perm changes no parameter.
     """
-    if trials < 1:
-        raise ValueError(f"trials = {trials}: pass at least 1")
+    if not is_whole(trials) or trials < 1:
+        raise ValueError(f"trials = {trials!r}: pass a whole number, at least 1")
     check_function("apply_fn", apply_fn)
     check_kind("spec", spec, PermutationSpec)
     check_key(key)
@@ -254,13 +260,19 @@ def _spread(indices: Indices, axes: Sequence[int], rank: int) -> Int[np.ndarray,
 
 
 def _outputs(tree: PyTree) -> list[np.ndarray]:
-    outputs = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(tree)]
+    outputs = _exact(tree)
     if not any(map(np.size, outputs)) or not all(np.isfinite(x).all() for x in outputs):
         raise SpecError(
             "the function's outputs are empty or not finite: nothing can be verified. "
             "Check the inputs for NaN"
         )
     return outputs
+
+
+def _exact(tree: PyTree) -> list[np.ndarray]:
+    """Returns the arrays of a pytree in double precision, complex ones as such."""
+    leaves = map(np.asarray, jax.tree_util.tree_leaves(tree))
+    return [x.astype(complex if np.iscomplexobj(x) else float) for x in leaves]
 
 
 def _check_informative(
@@ -277,7 +289,7 @@ def _check_informative(
     values = [x for x in expected if x.size]
     if all(x.size > 1 and (x == x.flat[0]).all() for x in values):
         raise SpecError(
-            f"the outputs are constant ({[float(x.flat[0]) for x in values]}), {remedy}"
+            f"the outputs are constant ({[x.flat[0].item() for x in values]}), {remedy}"
         )
     rng, leaves = np.random.default_rng(0), path_leaves(params)
 
@@ -291,8 +303,7 @@ def _check_informative(
         for path, leaf in leaves.items()
         if is_weight(leaf) and entry_names(spec.entries[path])
     }
-    found = _run(apply_fn, from_leaves({**leaves, **scaled}, params), *inputs)
-    found = [np.asarray(x, np.float64) for x in jax.tree_util.tree_leaves(found)]
+    found = _exact(_run(apply_fn, from_leaves({**leaves, **scaled}, params), *inputs))
     if all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True)):
         raise SpecError(
             f"the outputs do not depend on {summary(scaled)}, which hold the units, "
@@ -308,7 +319,10 @@ def _check_permutations(spec: PermutationSpec, permutations: Permutations) -> No
         f"Its perms are {list(spec.perms)}.",
     )
     for name, indices in permutations.items():
-        size, found = spec.perms[name].size, np.asarray(indices)
+        try:
+            size, found = spec.perms[name].size, np.asarray(indices)
+        except ValueError:  # Rows of several lengths.
+            raise wrong(f"permutations[{name!r}]", indices) from None
         shape = (*spec.group_sizes(name), size)
         whole = np.issubdtype(found.dtype, np.integer) and found.shape == shape
         if not whole or (np.sort(found, -1) != np.arange(size)).any():

@@ -181,7 +181,11 @@ class Cosines:
 
     def _logits(self, outputs: Array) -> Array:
         # Not unit_rows: it rounds differently, and recorded tables were trained so.
-        lengths = jnp.linalg.norm(outputs, axis=1, keepdims=True)
+        # An output of zeros has no direction, and a norm no gradient there.
+        nothing = (outputs * outputs).sum(1, keepdims=True) == 0
+        lengths = jnp.linalg.norm(
+            jnp.where(nothing, 1.0, outputs), axis=1, keepdims=True
+        )
         return LOGIT_SCALE * (outputs / jnp.maximum(lengths, 1e-6)) @ self.targets.T
 
 

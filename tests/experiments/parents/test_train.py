@@ -127,3 +127,13 @@ def test_trainings_of_other_lengths_and_settings_share_one_compiled_step():
     before = train._step._cache_size()
     run(training(epochs=3, batch_size=4, learning_rate=1e-4, weight_decay=0.2))
     assert train._step._cache_size() == before
+
+
+@pytest.mark.parametrize(("batch", "epoch"), [(2, 1), (8, 2)])
+def test_a_training_that_is_lost_names_its_step(batch, epoch):
+    """The first loss is that of the start; steps of 1e30 leave nothing after it."""
+    config = training(epochs=3, batch_size=batch, learning_rate=1e30)
+    with pytest.raises(
+        ValueError, match=rf"x: the loss of epoch {epoch} is nan, from step 2 of"
+    ):
+        run(config)

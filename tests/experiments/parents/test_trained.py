@@ -148,7 +148,7 @@ def test_other_data_targets_or_networks_are_trained_again(changes, expected, reu
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "classes", "splits", "trained", "mlp", "layers"]
+    "name", ["train", "classes", "logits", "splits", "trained", "mlp", "layers"]
 )
 def test_other_code_trains_again(name, reused, monkeypatch):
     read = Path.read_bytes

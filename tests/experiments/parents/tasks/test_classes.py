@@ -1,6 +1,7 @@
 """Tasks: labels of their own, and accuracies computed by hand."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -154,3 +155,22 @@ def test_losses_are_cross_entropies_among_the_classes_of_a_task():
     some = suite.testing(2).losses(model, 4)
     assert [len(task.test) for task in suite.testing(2).tasks] == [1, 1]
     assert not np.allclose(some, expected)
+
+
+def test_an_output_of_zeros_has_a_gradient():
+    """A norm has none there; what is as small as 1e-30 has a norm of zero, too."""
+    targets = np.eye(3, 4, dtype=np.float32)
+    outputs = np.array([[0, 0, 0, 0], [1e-30, 0, 0, 0], [3, 0, -4, 1]], np.float32)
+    labels = jnp.array([0, 1, 2])
+    objective = classes.Cosines(targets)
+    found = jax.grad(lambda y: objective.losses(y, labels).sum())(outputs)
+    assert np.isfinite(found).all()
+
+    def plain(y):
+        logits = 100 * y / jnp.linalg.norm(y) @ targets.T
+        return jax.nn.logsumexp(logits) - logits[2]
+
+    np.testing.assert_allclose(found[2], jax.grad(plain)(outputs[2]), rtol=1e-5)
+    # Towards the label's embedding.
+    assert found[0].argmin() == 0
+    assert found[1].argmin() == 1
