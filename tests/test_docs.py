@@ -40,6 +40,14 @@ def with_python():
     return {page for page in PAGES if any(kind == "python" for kind, _ in blocks(page))}
 
 
+def drawn(net, seed):
+    """Returns random variables, positive as variances are, without compiling."""
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: np.float32(rng.uniform(0.1, 1, s.shape)), shapes)
+
+
 def run(page, names, edit=str):
     for kind, code in blocks(page):
         if kind == "python":
@@ -89,15 +97,12 @@ def test_the_page_about_devices(start, tmp_path, monkeypatch):
 def test_the_page_about_pytorch(tmp_path, monkeypatch):
     """Without PyTorch: its files are read as .npz, which holds the same arrays."""
     monkeypatch.chdir(tmp_path)
-    x = np.ones((1, 8, 8, 3), np.float32)
     small = resnet.ResNet20(10, width=0.25, blocks=1)
-    for name in ("first", "second"):
-        state = from_flax(small, small.init(jax.random.key(len(name)), x))
-        save_state_dict(f"{name}.safetensors", state)
+    for seed, name in enumerate(("first", "second")):
+        save_state_dict(f"{name}.safetensors", from_flax(small, drawn(small, seed)))
     padded = resnet.ResNet20(10, padded=True)
-    shapes = jax.eval_shape(padded.init, jax.random.key(0), x)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    state = {f"module.{key}": value for key, value in from_flax(padded, zeros).items()}
+    state = from_flax(padded, drawn(padded, 0))
+    state = {f"module.{key}": value for key, value in state.items()}
     save_state_dict("resnet20-12fca82f.npz", state)
     rng = np.random.default_rng(0)
     sizes = {"0.weight": (8, 5), "0.bias": 8, "2.weight": (3, 8), "2.bias": 3}
