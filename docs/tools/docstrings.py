@@ -1,4 +1,4 @@
-"""An extension of griffe: docstrings as Markdown, with links for roles (``:func:``)."""
+"""An extension of griffe: docstrings as Markdown, with examples and links."""
 
 import ast
 import re
@@ -10,13 +10,14 @@ import griffe
 _ROLE = re.compile(r":(?:func|class|meth|mod|data):`~?([\w.]+)`")
 # Asterisks of code, parameters and emphasised words stay; others stand for themselves.
 _ASTERISK = re.compile(
-    r"""``.*?``|`[^`]*`            # code
-    |^[ ]*(?:>>>|\.\.\.)[^\n]*    # examples
+    r"""```.*?```|``.*?``|`[^`]*`|(?<=\n\n)[ ]{4}[^\n]*(?:\n[ ]{4}[^\n]*)*  # code
     |^[ ]*\*+\w+:               # parameters
     |(?<!\w)\*[A-Za-z][\w -]*\*(?!\w)
     |(\*)""",
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
+# A paragraph that begins with a prompt.
+_EXAMPLE = re.compile(r"(?:(?<=\n\n)|^)([ ]*)>>> .*?(?=\n\n|\n?\Z)", re.DOTALL)
 _PACKAGE = Path(__file__).parent.parent.parent / "zipjax" / "__init__.py"
 
 
@@ -27,8 +28,8 @@ def public_names() -> frozenset[str]:
     return frozenset(alias.name for node in imports for alias in node.names)
 
 
-class Roles(griffe.Extension):
-    """Links the public names that docstrings mention; other names are code."""
+class Docstrings(griffe.Extension):
+    """Shows examples as code, and links the public names that docstrings mention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +38,8 @@ class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites the docstring of an object that was read."""
         if obj.docstring:
-            text = _ROLE.sub(self._linked, obj.docstring.value)
+            text = _EXAMPLE.sub(r"\1```pycon\n\g<0>\n\1```", obj.docstring.value)
+            text = _ROLE.sub(self._linked, text)
             obj.docstring.value = _ASTERISK.sub(
                 lambda found: f"\\{found[0]}" if found[1] else found[0], text
             )
