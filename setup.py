@@ -32,6 +32,7 @@ LIGHT_ZOO = [
     "mamba2-jax==1.1.*",
 ]
 SAFETENSORS = "safetensors>=0.8"
+RUFF = "ruff==0.17.*"
 TEST = [
     *EXPERIMENTS,
     *LIGHT_ZOO,
@@ -41,7 +42,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "beartype>=0.20",
-    "ruff==0.17.*",
+    RUFF,
     "pyright[nodejs]==1.1.414",
     # The wheel is built without a network.
     "setuptools>=77",
@@ -106,6 +107,8 @@ setup(
         "torch": ["torch>=2.6", SAFETENSORS],
         # The report's pictures, and configs as those of the experiments.
         "command": ["matplotlib>=3.9", "ml_collections>=1.1"],
+        # The site is built from sources, zipjax not imported. ruff breaks its lines.
+        "docs": ["mkdocs-material==9.*", "mkdocstrings[python]==1.*", RUFF],
         "tensorboard": ["tensorflow>=2.19", "tensorboard>=2.19"],
     },
 )

@@ -37,7 +37,9 @@ def test_the_readme_is_read_in_a_minute():
 
 
 @pytest.mark.parametrize(
-    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name
+    "page",
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")],
+    ids=lambda page: page.name,
 )
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
@@ -49,7 +51,7 @@ def test_links_lead_to_files(page):
     assert not missing
 
 
-@pytest.mark.parametrize("page", ROOT.glob("docs/*.md"), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ROOT.glob("docs/**/*.md"), ids=lambda page: page.name)
 def test_names_in_the_docs_exist(page):
     names = set(re.findall(r"\bzipjax\.([a-z_]+)\(", page.read_text()))
     assert not {name for name in names if not hasattr(zipjax, name)}
