@@ -380,8 +380,11 @@ def mesh():
     return jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
 
 
-def test_inputs_that_are_sharded_stay_where_they_are():
-    by_rows = jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec("data"))
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_inputs_that_are_sharded_stay_where_they_are(kind):
+    types = (getattr(jax.sharding.AxisType, kind),) * 2
+    own = mesh().update(axis_types=types)
+    by_rows = jax.sharding.NamedSharding(own, jax.sharding.PartitionSpec("data"))
     sharded = [jax.device_put(x, by_rows) for x in (X[:12], X[12:])]
     check_mlp(collect(sharded))
 

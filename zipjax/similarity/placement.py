@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zipjax.batches import device_sharding
 from zipjax.similarity.running import Running
@@ -84,7 +84,8 @@ class UserMesh:
     """A mesh over which inputs or parameters are sharded: they stay where they are.
 
     Attributes:
-      mesh: the mesh.
+      mesh: the mesh, with axes of type Auto: XLA says how results are sharded, which
+        Explicit axes, the default of ``jax.make_mesh``, would leave to every slice.
     """
 
     mesh: Mesh
@@ -133,10 +134,11 @@ class UserMesh:
         return {perm: tuple(map(rows, own)) for perm, own in sums.items()}
 
     def _placed(self, tree: PyTree) -> PyTree:
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree_util.tree_map(
-            lambda x: x if _is_sharded(x) else jax.device_put(x, whole), tree
-        )
+        def place(x: Any) -> Array:
+            own = x.sharding.spec if _is_sharded(x) else PartitionSpec()
+            return jax.device_put(x, NamedSharding(self.mesh, own))
+
+        return jax.tree_util.tree_map(place, tree)
 
 
 Placement: TypeAlias = LocalDevices | UserMesh
@@ -157,7 +159,10 @@ def placement_of(
     """
     for leaf in jax.tree_util.tree_leaves((arrays, trees)):
         if _is_sharded(leaf):
-            return UserMesh(leaf.sharding.mesh)
+            mesh = leaf.sharding.mesh
+            return UserMesh(
+                mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+            )
     local = tuple(devices or jax.local_devices())
     return LocalDevices(local[: _num_shares(arrays, len(local))])
 
