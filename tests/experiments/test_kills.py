@@ -69,6 +69,22 @@ def names(folder):
     return {str(path.relative_to(folder)) for path in [*kept, *inside]}
 
 
+def times(folder):
+    """Returns when every file of a folder was written; none are hidden."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
+
+
+def until_a_row(workdir):
+    """Kills a run that has made a row, unless another has; returns when they were."""
+    process = started(workdir, *FIELDS)
+    while not times(workdir / "rows"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return times(workdir / "rows")
+
+
 def test_a_run_that_is_killed_again_and_again_gives_the_same_table(tmp_path):
     begun = time.monotonic()
     code, _, told = command(tmp_path / "whole", *FIELDS)
@@ -83,8 +99,10 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_table(tmp_path):
         killed += process.returncode == -signal.SIGKILL
     # Not too late, most of them.
     assert killed >= KILLS - 2
+    rows = until_a_row(tmp_path / "killed")
     code, _, told = command(tmp_path / "killed", *FIELDS)
     assert code == 0, told
+    assert rows.items() <= times(tmp_path / "killed" / "rows").items()
     tables = [tmp_path / name / "results.csv" for name in ("whole", "killed")]
     assert tables[0].read_text() == tables[1].read_text()
     # Nor is anything left lying about.
