@@ -49,6 +49,16 @@ def test_links_lead_to_files(page):
     assert not missing
 
 
+def test_links_lead_to_headings():
+    """As GitHub names them: in lower case, without punctuation, spaces as hyphens."""
+    page = ROOT / "docs" / "papers.md"
+    titles = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "results.md").read_text(), re.M)
+    headings = {re.sub(r"[^\w -]", "", x.lower()).replace(" ", "-") for x in titles}
+    links = set(re.findall(r"\]\(results\.md#([^)]+)\)", page.read_text()))
+    assert links
+    assert links <= headings
+
+
 @pytest.mark.parametrize("page", ROOT.glob("docs/*.md"), ids=lambda page: page.name)
 def test_names_in_the_docs_exist(page):
     names = set(re.findall(r"\bzipjax\.([a-z_]+)\(", page.read_text()))
