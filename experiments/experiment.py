@@ -17,8 +17,8 @@ from experiments.checks import check_config, group_size
 from experiments.defaults import shrunk
 from experiments.methods import dependence
 from experiments.methods.barriers import barriers
+from experiments.methods.journal import Journal
 from experiments.methods.merges import Merger, Setting
-from experiments.methods.records import Records
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
 from experiments.methods.unit_pairs import unit_pairs
@@ -53,7 +53,7 @@ class Candidate(NamedTuple):
     Attributes:
       name: its name in the tables.
       layers: number of zipped layers, if it is a zip.
-      make: makes the model from a key, and tells records about it.
+      make: makes the model from a key, and writes into a journal.
       inputs: JSON data that determine the model, besides the networks and the key.
       iterates: whether the key matters.
       only: the number of the task that it is a network of, if it is not merged.
@@ -61,7 +61,7 @@ class Candidate(NamedTuple):
 
     name: str
     layers: int | None
-    make: Callable[[jax.Array, Records], Model]
+    make: Callable[[jax.Array, Journal], Model]
     inputs: dict[str, Any]
     iterates: bool = False
     only: int | None = None
@@ -90,8 +90,8 @@ class Experiment:
         self.workdir, self.console = workdir, console
         self.kind = KINDS[config.tasks](config, self.track)
         self.runner = Runner(config.batch_size, config.ddof, _positions(config))
-        self.records = Records()
-        self.merger = Merger(self.runner, config, self.records)
+        self.journal = Journal()
+        self.merger = Merger(self.runner, config, self.journal)
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
@@ -172,7 +172,7 @@ class Experiment:
             [
                 *pictures.depth_pictures(results, next(self.suites()).spec.layers),
                 *pictures.iteration_pictures(
-                    self.records.sweeps, self.records.searches
+                    self.journal.sweeps, self.journal.searches
                 ),
                 *matched,
             ],
@@ -181,7 +181,7 @@ class Experiment:
             title=f"{self.config.title}, {_TITLES[self.config.init]}",
             notes=[_NOTES[self.config.init], self.kind.note, _CALIBRATION],
         )
-        report.write_seconds(self.records.seconds, self.workdir)
+        report.write_seconds(self.journal.seconds, self.workdir)
         return path
 
     def parents(self) -> Iterator[Parents]:
@@ -215,11 +215,11 @@ class Experiment:
     ) -> dict[str, zipjax.Moments]:
         """Returns the moments of all models' units on the calibration images."""
         title = f"{parents.name}: collect moments"
-        suite, records = parents.suite, Records()
+        suite, journal = parents.suite, Journal()
 
         def make() -> dict[str, Any]:
             batches = self.track(self.runner.inputs(suite), title)
-            moments = records.timed(
+            moments = journal.timed(
                 ("moments", ""),
                 lambda: zipjax.collect_moments(
                     suite.functions,
@@ -234,8 +234,8 @@ class Experiment:
         path = self.workdir / "moments" / parents.name
         inputs = dependence.of_moments(suite, models, self.runner)
         fields, reused = cache.remember(path, inputs, make)
-        told, _ = cache.remember_figures(path, inputs, records.data)
-        self.records.add(Records.of(told))
+        told, _ = cache.remember_figures(path, inputs, journal.data)
+        self.journal.add(Journal.of(told))
         if reused:
             self.say(f"{title}: reused from an earlier run")
         return {
@@ -329,7 +329,7 @@ class Experiment:
         path = self.workdir / "rows" / setting.parents.name
         make = functools.partial(self.figures, setting, candidate, key)
         found, reused = cache.remember_figures(path, inputs, make)
-        self.records.add(Records.of(found["records"]))
+        self.journal.add(Journal.of(found["journal"]))
         figures = found["flops"], found["joint"], tuple(found["tasks"])
         return Row(Result(candidate.name, seed, *figures, candidate.layers), reused)
 
@@ -337,14 +337,14 @@ class Experiment:
         self, setting: Setting, candidate: Candidate, key: jax.Array
     ) -> dict[str, Any]:
         """Makes and evaluates a model; returns its figures as JSON data."""
-        suite, records = setting.suite, Records()
-        model = candidate.make(key, records)
+        suite, journal = setting.suite, Journal()
+        model = candidate.make(key, journal)
         scores = self.runner.evaluate(model, suite, candidate.only)
         return {
             "flops": self.count_flops(suite, model, candidate.only),
             "joint": scores.joint,
             "tasks": scores.tasks,
-            "records": records.data(),
+            "journal": journal.data(),
         }
 
     def count_flops(self, suite: Suite, model: Model, only: int | None) -> float:
@@ -420,7 +420,7 @@ class Experiment:
             for method in self.methods
             for stop in self.stops(setting.suite, method)
         ]
-        told = Records()  # Those of the rows are told already.
+        told = Journal()  # Those of the rows are told already.
         key = setting.first_key
         return {own.name: own.make(key, told) for own in candidates}
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 import zipjax
-from experiments.methods.records import Records
+from experiments.methods.journal import Journal
 from experiments.methods.rows import Method
 from experiments.methods.runner import Model, Runner
 from experiments.parents.tasks.classes import ClassSuite
@@ -51,12 +51,12 @@ class Merger:
     Attributes:
       runner: how networks are run.
       config: the experiment's configuration.
-      records: what merges so far have told. Their searches are not made again.
+      journal: what merges so far have told. Their searches are not made again.
     """
 
     runner: Runner
     config: Config
-    records: Records
+    journal: Journal
 
     def merged(
         self,
@@ -64,7 +64,7 @@ class Merger:
         method: Method,
         stop: zipjax.Cut | None,
         key: jax.Array,
-        records: Records,
+        journal: Journal,
     ) -> Model:
         """Merges, measures batch statistics again, and refits if the method does.
 
@@ -73,19 +73,19 @@ class Merger:
           method: the method.
           stop: where the merge stops; None: it merges everything.
           key: PRNG key of methods that iterate.
-          records: is told what this merge tells.
+          journal: what this merge tells is added to it.
         """
-        recipe = method.recipe(**self.settings(setting, method, stop, records))
+        recipe = method.recipe(**self.settings(setting, method, stop, journal))
         suite = setting.suite
         number = suite.whole if stop is None else stop.number
         sweeps: list[zipjax.Sweep] = []
-        assignments = records.timed(
+        assignments = journal.timed(
             ("matching", method.title),
             lambda: self.matched(setting, method, recipe, number, key, sweeps),
         )
         if sweeps:
-            records.sweeps.setdefault(method.title, sweeps)
-        merged = records.timed(
+            journal.sweeps.setdefault(method.title, sweeps)
+        merged = journal.timed(
             ("merging", method.title),
             lambda: zipjax.merge_units(
                 setting.models, suite.specs, assignments, stop_at=number
@@ -101,13 +101,13 @@ class Merger:
         setting: Setting,
         method: Method,
         stop: zipjax.Cut | None,
-        records: Records,
+        journal: Journal,
     ) -> dict[str, Any]:
         """Returns the settings of a method's recipe: the config's, or searched ones."""
         given = {"balance": 0.0, **self.config.zipit}
         for names in method.searched:
             grid = {name: self.config.grid[name] for name in names}
-            given |= self.best(setting, method, given, grid, records)
+            given |= self.best(setting, method, given, grid, journal)
         if _set_apart(method, stop):
             given |= self.config.partial_zipit
         return {name: given[name] for name in method.settings}
@@ -149,7 +149,7 @@ class Merger:
         method: Method,
         given: Mapping[str, Any],
         grid: dict[str, Sequence[Any]],
-        records: Records,
+        journal: Journal,
     ) -> dict[str, Any]:
         """Returns the best settings of a grid, searched once per set of networks.
 
@@ -170,7 +170,7 @@ class Merger:
             return method.recipe(**{name: every[name] for name in method.settings})
 
         name = method.title, *grid
-        found = self.records.searches.get(name, {}).get(parents.name)
+        found = self.journal.searches.get(name, {}).get(parents.name)
         if found is None:
             found = zipjax.search(
                 setting.models,
@@ -182,7 +182,7 @@ class Merger:
                 stop_at=suite.whole,
                 key=setting.first_key,
             )
-        records.add(Records(searches={name: {parents.name: found}}))
+        journal.add(Journal(searches={name: {parents.name: found}}))
         return found.best.settings
 
     def matched(

@@ -14,7 +14,7 @@ from experiments.checks import RULES, check_config
 from experiments.data.datasets import load_dataset, num_classes
 from experiments.defaults import default, training
 from experiments.experiment import Experiment
-from experiments.methods.records import Records
+from experiments.methods.journal import Journal
 from experiments.parents import cache
 from experiments.parents.trained import Trainer
 from experiments.results import Result
@@ -452,10 +452,10 @@ def names_of(workdir, monkeypatch, changes, **others):
 
     def figures(path, inputs, make):
         files.append(cache.target_of(path, inputs).name)
-        none = Records().data()
+        none = Journal().data()
         if path.parent.name == "moments":
             return none, False
-        return {"flops": 1, "joint": 1, "tasks": [1], "records": none}, False
+        return {"flops": 1, "joint": 1, "tasks": [1], "journal": none}, False
 
     monkeypatch.setattr(cache, "remember", drawn)
     monkeypatch.setattr(cache, "remember_figures", figures)

@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
-    """Of one row of a table, or of all of them.
+class Journal:
+    """What one row of a table tells, or all of them.
 
     Attributes:
       sweeps: the sweeps of methods that iterate, by title, for the first networks and
@@ -29,7 +29,7 @@ class Records:
     )
     seconds: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
 
-    def add(self, others: "Records") -> None:
+    def add(self, others: "Journal") -> None:
         """Adds what is not there yet."""
         for title, sweeps in others.sweeps.items():
             self.sweeps.setdefault(title, sweeps)
@@ -41,14 +41,14 @@ class Records:
             self.seconds.setdefault(step, seconds)
 
     def timed(self, step: tuple[str, str], function: Callable[[], T]) -> T:
-        """Returns a function's result, and records how long the first call took."""
+        """Returns a function's result, and notes how long the first call took."""
         start = time.perf_counter()
         found = jax.block_until_ready(function())
         self.seconds.setdefault(step, time.perf_counter() - start)
         return found
 
     def data(self) -> dict[str, Any]:
-        """Returns JSON data, of which :meth:`of` makes the same records."""
+        """Returns JSON data, of which :meth:`of` makes the same journal."""
         return {
             "sweeps": {
                 title: [dataclasses.asdict(sweep) for sweep in sweeps]
@@ -63,14 +63,14 @@ class Records:
         }
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "Records":
-        """Returns the records that :meth:`data` was called on."""
-        records = cls()
+    def of(cls, data: Mapping[str, Any]) -> "Journal":
+        """Returns the journal that :meth:`data` was called on."""
+        journal = cls()
         for title, sweeps in data["sweeps"].items():
-            records.sweeps[title] = [zipjax.Sweep(**sweep) for sweep in sweeps]
+            journal.sweeps[title] = [zipjax.Sweep(**sweep) for sweep in sweeps]
         for name, networks, trials in data["searches"]:
             search = zipjax.Search(tuple(zipjax.Trial(*trial) for trial in trials))
-            records.searches.setdefault(tuple(name), {})[networks] = search
+            journal.searches.setdefault(tuple(name), {})[networks] = search
         for *step, seconds in data["seconds"]:
-            records.seconds[tuple(step)] = seconds
-        return records
+            journal.seconds[tuple(step)] = seconds
+        return journal
