@@ -15,8 +15,9 @@ from rich.progress import track
 import zipjax
 from experiments.checks import check_config, group_size
 from experiments.defaults import shrunk
-from experiments.fingerprints import code_digest, versions
+from experiments.methods import dependence
 from experiments.methods.barriers import barriers
+from experiments.methods.journal import Journal
 from experiments.methods.merges import Merger, Setting
 from experiments.methods.rows import Method, chosen_cuts, chosen_methods
 from experiments.methods.runner import Model, Runner, forward_of, functions_for
@@ -53,16 +54,25 @@ class Candidate(NamedTuple):
     Attributes:
       name: its name in the tables.
       layers: number of zipped layers, if it is a zip.
-      make: makes the model from a key.
+      make: makes the model from a key, and writes into a journal.
+      inputs: JSON data that determine the model, besides the networks and the key.
       iterates: whether the key matters.
       only: the number of the task that it is a network of, if it is not merged.
     """
 
     name: str
     layers: int | None
-    make: Callable[[jax.Array], Model]
+    make: Callable[[jax.Array, Journal], Model]
+    inputs: dict[str, Any]
     iterates: bool = False
     only: int | None = None
+
+
+class Row(NamedTuple):
+    """A result, and whether an earlier run has made it."""
+
+    result: Result
+    reused: bool
 
 
 class Experiment:
@@ -81,10 +91,13 @@ class Experiment:
         self.workdir, self.console = workdir, console
         self.kind = KINDS[config.tasks](config, self.track)
         self.runner = Runner(config.batch_size, config.ddof, _positions(config))
-        self.merger = Merger(self.runner, config)
+        self.journal = Journal()
+        self.merger = Merger(self.runner, config, self.journal)
         self.methods = chosen_methods(config.rows)
         self.partial = chosen_methods(config.partial_rows)
         self.flops: dict[Any, float] = {}
+        # The code that runs is that of now, though files may change meanwhile.
+        self.code = dependence.code_of_rows()
         self.check()
 
     def check(self) -> None:
@@ -126,14 +139,10 @@ class Experiment:
             for group, numbers in groups(self.config.groups, len(every.models)):
                 parents = every.subset(numbers)
                 setting = self.prepare(parents)
-                title = f"{parents.name}: merge and evaluate"
-                for candidate in self.track(self.candidates(setting), title):
-                    results += [
-                        found.among(
-                            group, every.suite.columns(numbers), every.suite.headings
-                        )
-                        for found in self.results(setting, candidate)
-                    ]
+                columns = every.suite.columns(numbers), every.suite.headings
+                results += [
+                    found.among(group, *columns) for found in self.results(setting)
+                ]
                 matched = matched or self.unit_pictures(setting)
                 if drawn.isdisjoint(numbers):  # Every task once.
                     matched += self.predictions(setting)
@@ -164,7 +173,9 @@ class Experiment:
             results,
             [
                 *pictures.depth_pictures(results, next(self.suites()).spec.layers),
-                *pictures.iteration_pictures(self.merger.sweeps, self.merger.searches),
+                *pictures.iteration_pictures(
+                    self.journal.sweeps, self.journal.searches
+                ),
                 *matched,
             ],
             str(self.config),
@@ -172,7 +183,7 @@ class Experiment:
             title=f"{self.config.title}, {_TITLES[self.config.init]}",
             notes=[_NOTES[self.config.init], self.kind.note, _CALIBRATION],
         )
-        report.write_seconds(self.merger.seconds, self.workdir)
+        report.write_seconds(self.journal.seconds, self.workdir)
         return path
 
     def parents(self) -> Iterator[Parents]:
@@ -206,11 +217,11 @@ class Experiment:
     ) -> dict[str, zipjax.Moments]:
         """Returns the moments of all models' units on the calibration images."""
         title = f"{parents.name}: collect moments"
-        suite = parents.suite
+        suite, journal = parents.suite, Journal()
 
         def make() -> dict[str, Any]:
             batches = self.track(self.runner.inputs(suite), title)
-            moments = self.merger.timed(
+            moments = journal.timed(
                 ("moments", ""),
                 lambda: zipjax.collect_moments(
                     suite.functions,
@@ -222,24 +233,15 @@ class Experiment:
             )
             return {perm: _fields(moment) for perm, moment in moments.items()}
 
-        source = zipjax.source_of(models, suite.specs)
         path = self.workdir / "moments" / parents.name
-        inputs = {
-            "images": [
-                (split.digest(), split.pixels.mean, split.pixels.std)
-                for split in suite.measured
-            ],
-            "batches": self.config.batch_size,
-            "positions": (self.runner.positions, jax.process_count()),
-            "source": source,
-            "fields": _FIELDS,
-            **_collecting(),
-        }
+        inputs = dependence.of_moments(suite, models, self.runner)
         fields, reused = cache.remember(path, inputs, make)
+        told, _ = cache.remember_figures(path, inputs, journal.data)
+        self.journal.add(Journal.of(told))
         if reused:
             self.say(f"{title}: reused from an earlier run")
         return {
-            perm: dataclasses.replace(_moments(fields[perm]), source=source)
+            perm: dataclasses.replace(_moments(fields[perm]), source=inputs["source"])
             for perm in suite.spec.perms
             if perm in fields
         }
@@ -257,12 +259,17 @@ class Experiment:
         self, setting: Setting, models: list[Variables], suffix: str
     ) -> Iterator[Candidate]:
         """Yields the networks and their ensemble, with a suffix to their names."""
+        specs = setting.suite.specs
+        source = {"separate": zipjax.source_of(models, specs)}
         for number, model in enumerate(models):
             name = f"Model {setting.parents.letters[number]}{suffix}"
-            yield Candidate(name, None, lambda _, m=model: m, only=number)
-        average = zipjax.average()
-        ensemble = zipjax.merge(models, setting.suite.specs, average, stop_at=0)
-        yield Candidate(f"{ENSEMBLE}{suffix}", 0, lambda _: ensemble)
+            inputs = {**source, "only": number}
+            yield Candidate(name, None, lambda *_, m=model: m, inputs, only=number)
+
+        def ensemble(*_: Any) -> Model:
+            return zipjax.merge(models, specs, zipjax.average(), stop_at=0)
+
+        yield Candidate(f"{ENSEMBLE}{suffix}", 0, ensemble, source)
 
     def stops(self, suite: Suite, method: Method) -> list[zipjax.Cut | None]:
         """Returns where a method's merges stop; None: they merge everything."""
@@ -281,24 +288,66 @@ class Experiment:
             layers = suite.layers if stop is None else stop.layers
             name = f"{name} {layers}/{suite.spec.layers}"
         make = functools.partial(self.merger.merged, setting, method, stop)
-        return Candidate(name, layers, make, method.iterates)
+        inputs = self.merger.inputs(setting, method, stop)
+        return Candidate(name, layers, make, inputs, method.iterates)
 
-    def results(self, setting: Setting, candidate: Candidate) -> list[Result]:
-        """Returns a result for every seed: the same one if the key does not matter."""
+    def results(self, setting: Setting) -> list[Result]:
+        """Returns the results of all models, one for every seed."""
+        title = f"{setting.parents.name}: merge and evaluate"
+        shared = dependence.of_rows(setting, self.runner, self.code)
+        rows = [
+            row
+            for candidate in self.track(self.candidates(setting), title)
+            for row in self.rows(setting, shared, candidate)
+        ]
+        if reused := sum(row.reused for row in rows):
+            self.say(f"{title}: {reused} of {len(rows)} rows reused from earlier runs")
+        return [row.result for row in rows]
+
+    def rows(
+        self, setting: Setting, shared: dict[str, Any], candidate: Candidate
+    ) -> list[Row]:
+        """Returns a row for every seed: the same one if the key does not matter."""
         keys = setting.parents.keys
         if candidate.iterates:
-            return [self.result(setting, candidate, seed) for seed in keys]
-        first = self.result(setting, candidate, next(iter(keys)))
-        return [dataclasses.replace(first, seed=seed) for seed in keys]
+            return [self.row(setting, shared, candidate, seed) for seed in keys]
+        first, reused = self.row(setting, shared, candidate, next(iter(keys)))
+        return [Row(dataclasses.replace(first, seed=seed), reused) for seed in keys]
 
-    def result(self, setting: Setting, candidate: Candidate, seed: int) -> Result:
-        """Makes and evaluates a model."""
-        suite = setting.suite
-        model = candidate.make(setting.parents.keys[seed])
+    def row(
+        self, setting: Setting, shared: dict[str, Any], candidate: Candidate, seed: int
+    ) -> Row:
+        """Makes and evaluates a model, unless an earlier run did.
+
+        Args:
+          setting: the networks.
+          shared: what all rows of these networks depend on.
+          candidate: the model.
+          seed: the seed whose key the model is made from.
+        """
+        key = setting.parents.keys[seed]
+        numbers = jax.random.key_data(key).tolist() if candidate.iterates else None
+        inputs = {**shared, "model": candidate.inputs, "key": numbers}
+        path = self.workdir / "rows" / setting.parents.name
+        make = functools.partial(self.figures, setting, candidate, key)
+        found, reused = cache.remember_figures(path, inputs, make)
+        self.journal.add(Journal.of(found["journal"]))
+        figures = found["flops"], found["joint"], tuple(found["tasks"])
+        return Row(Result(candidate.name, seed, *figures, candidate.layers), reused)
+
+    def figures(
+        self, setting: Setting, candidate: Candidate, key: jax.Array
+    ) -> dict[str, Any]:
+        """Makes and evaluates a model; returns its figures as JSON data."""
+        suite, journal = setting.suite, Journal()
+        model = candidate.make(key, journal)
         scores = self.runner.evaluate(model, suite, candidate.only)
-        flops = self.count_flops(suite, model, candidate.only)
-        figures = flops, scores.joint, scores.tasks, candidate.layers
-        return Result(candidate.name, seed, *figures)
+        return {
+            "flops": self.count_flops(suite, model, candidate.only),
+            "joint": scores.joint,
+            "tasks": scores.tasks,
+            "journal": journal.data(),
+        }
 
     def count_flops(self, suite: Suite, model: Model, only: int | None) -> float:
         """Returns the operations for one image, counted once per set of shapes."""
@@ -368,13 +417,14 @@ class Experiment:
 
     def merges(self, setting: Setting) -> dict[str, Model]:
         """Returns the merges of every method, whole and in part, by name."""
-        key = next(iter(setting.parents.keys.values()))
         candidates = [
             self.candidate(setting, method, stop)
             for method in self.methods
             for stop in self.stops(setting.suite, method)
         ]
-        return {candidate.name: candidate.make(key) for candidate in candidates}
+        told = Journal()  # Those of the rows are told already.
+        key = setting.first_key
+        return {own.name: own.make(key, told) for own in candidates}
 
     def other_zips(self, setting: Setting) -> dict[str, Any]:
         """Returns the assignments of zips by weights, and by both, by name."""
@@ -383,14 +433,13 @@ class Experiment:
             "W. Zip": zipjax.weight_zip(**options),
             "MuDSC-Zip": zipjax.mudsc(_EVEN, **options),
         }
-        key = next(iter(setting.parents.keys.values()))
         return {
             name: zipjax.match(
                 setting.models,
                 setting.suite.specs,
                 recipe,
                 moments=setting.moments,
-                key=key,
+                key=setting.first_key,
             )
             for name, recipe in recipes.items()
         }
@@ -458,21 +507,9 @@ def _positions(config: Config) -> Positions:
     return int(text) if text.isdecimal() else text
 
 
-def _collecting() -> dict[str, Any]:
-    """Returns what moments depend on besides networks and data: the code."""
-    package = Path(zipjax.__file__).parent
-    parts = [package / name for name in ("tracing", "program", "similarity")]
-    files = [file for part in parts for file in part.rglob("*.py")]
-    return {"code": code_digest(files), "versions": versions("jax", "flax")}
-
-
-# Saved moments with other fields are made again.
-_FIELDS = ("count", "mean", "mean_tail", "m2", "earlier")
-
-
 def _fields(moments: zipjax.Moments) -> dict[str, Any]:
     """Returns moments as a tree of arrays, without those that there are none of."""
-    *arrays, _ = _FIELDS
+    *arrays, _ = dependence.MOMENTS
     fields = {name: getattr(moments, name) for name in arrays}
     before = moments.earlier
     return fields if before is None else {**fields, "earlier": _fields(before)}

@@ -3,11 +3,12 @@
     workdir/config.json    which config the folder belongs to
     workdir/.lock          held by the process that writes here; of no meaning else
     workdir/models         trained networks, by what they depend on
-    workdir/moments        moments, likewise
+    workdir/moments        moments, likewise, and how long they took
+    workdir/rows           figures of every row, and what it tells the report, likewise
     workdir/compiled       compiled programs
 
 A run that was killed leaves nothing half written: the next one goes on after the last
-network or moments that were saved.
+network, moments or row that was saved. Pictures are drawn again.
 """
 
 import contextlib

@@ -55,8 +55,7 @@ def _points(
 ) -> Iterator[Model]:
     """Returns the networks on the line to B, ordered by a recipe."""
     models, specs = setting.models, setting.suite.specs
-    key = next(iter(setting.parents.keys.values()))
-    options = {"moments": setting.moments, "key": key}
+    options = {"moments": setting.moments, "key": setting.first_key}
     assignments = zipjax.match(models, specs, recipe, **options)
     return map(plain, zipjax.interpolate(models, specs, assignments, fractions))
 

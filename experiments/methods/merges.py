@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 import zipjax
+from experiments.methods.journal import Journal
 from experiments.methods.rows import Method
 from experiments.methods.runner import Model, Runner
 from experiments.parents.tasks.classes import ClassSuite
@@ -16,8 +16,6 @@ from experiments.parents.tasks.suite import Suite
 from experiments.parents.train import Config, Variables
 from experiments.parents.trained import Parents
 from zipjax.merging.each import each
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +38,25 @@ class Setting:
         """The networks' tasks."""
         return self.parents.suite
 
+    @property
+    def first_key(self) -> jax.Array:
+        """The PRNG key of searches, and of merges that are made for one key only."""
+        return next(iter(self.parents.keys.values()))
+
 
 @dataclasses.dataclass(frozen=True)
 class Merger:
-    """Merges networks by the methods of a table, and keeps records for the report.
+    """Merges networks by the methods of a table.
 
     Attributes:
       runner: how networks are run.
       config: the experiment's configuration.
-      sweeps: the sweeps of methods that iterate, by title, for the first networks and
-        key.
-      searches: by title and names of the settings searched, and by networks.
-      seconds: how long the first match and the first merge of every title took.
+      journal: what merges so far have told. Their searches are not made again.
     """
 
     runner: Runner
     config: Config
-    sweeps: dict[str, list[zipjax.Sweep]] = dataclasses.field(default_factory=dict)
-    searches: dict[tuple[str, ...], dict[str, zipjax.Search]] = dataclasses.field(
-        default_factory=dict
-    )
-    seconds: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    journal: Journal
 
     def merged(
         self,
@@ -68,16 +64,28 @@ class Merger:
         method: Method,
         stop: zipjax.Cut | None,
         key: jax.Array,
+        journal: Journal,
     ) -> Model:
-        """Merges, measures batch statistics again, and refits if the method does."""
-        recipe = method.recipe(**self.settings(setting, method, stop, key))
+        """Merges, measures batch statistics again, and refits if the method does.
+
+        Args:
+          setting: the networks.
+          method: the method.
+          stop: where the merge stops; None: it merges everything.
+          key: PRNG key of methods that iterate.
+          journal: what this merge tells is added to it.
+        """
+        recipe = method.recipe(**self.settings(setting, method, stop, journal))
         suite = setting.suite
         number = suite.whole if stop is None else stop.number
-        assignments = self.timed(
+        sweeps: list[zipjax.Sweep] = []
+        assignments = journal.timed(
             ("matching", method.title),
-            lambda: self.matched(setting, method, recipe, number, key),
+            lambda: self.matched(setting, method, recipe, number, key, sweeps),
         )
-        merged = self.timed(
+        if sweeps:
+            journal.sweeps.setdefault(method.title, sweeps)
+        merged = journal.timed(
             ("merging", method.title),
             lambda: zipjax.merge_units(
                 setting.models, suite.specs, assignments, stop_at=number
@@ -93,18 +101,47 @@ class Merger:
         setting: Setting,
         method: Method,
         stop: zipjax.Cut | None,
-        key: jax.Array,
+        journal: Journal,
     ) -> dict[str, Any]:
         """Returns the settings of a method's recipe: the config's, or searched ones."""
         given = {"balance": 0.0, **self.config.zipit}
         for names in method.searched:
             grid = {name: self.config.grid[name] for name in names}
-            given |= self.best(setting, method, given, grid, key)
-        # A small beta, as partial zips have it, would leave no widths to choose.
-        chosen = method.allots or "alpha" in itertools.chain(*method.searched)
-        if stop is not None and not chosen:
+            given |= self.best(setting, method, given, grid, journal)
+        if _set_apart(method, stop):
             given |= self.config.partial_zipit
         return {name: given[name] for name in method.settings}
+
+    def inputs(
+        self, setting: Setting, method: Method, stop: zipjax.Cut | None
+    ) -> dict[str, Any]:
+        """Returns what a merge depends on besides the networks, their moments and key.
+
+        Returns:
+          JSON data: the fields of the config that :meth:`merged` reads.
+        """
+        config = self.config
+        given = {"zipit": config.zipit}
+        if _set_apart(method, stop):
+            given["partial_zipit"] = config.partial_zipit
+        found: dict[str, Any] = {
+            "method": method.title,
+            "stop": None if stop is None else stop.number,
+            **{
+                field: {name: own[name] for name in method.settings if name in own}
+                for field, own in given.items()
+            },
+        }
+        if method.searched:
+            names = itertools.chain(*method.searched)
+            found["grid"] = {name: config.grid[name] for name in names}
+            key = jax.random.key_data(setting.first_key).tolist()
+            found["search"] = {"images": config.search_images, "key": key}
+        if method.allots:
+            found["cost"] = config.cost if stop is None else config.partial_cost
+        if method.refit:
+            found["refit_images"] = config.refit_images
+        return found
 
     def best(
         self,
@@ -112,7 +149,7 @@ class Merger:
         method: Method,
         given: Mapping[str, Any],
         grid: dict[str, Sequence[Any]],
-        key: jax.Array,
+        journal: Journal,
     ) -> dict[str, Any]:
         """Returns the best settings of a grid, searched once per set of networks.
 
@@ -132,9 +169,10 @@ class Merger:
             every = {**given, **settings}
             return method.recipe(**{name: every[name] for name in method.settings})
 
-        found = self.searches.setdefault((method.title, *grid), {})
-        if parents.name not in found:
-            found[parents.name] = zipjax.search(
+        name = method.title, *grid
+        found = self.journal.searches.get(name, {}).get(parents.name)
+        if found is None:
+            found = zipjax.search(
                 setting.models,
                 suite.specs,
                 make_recipe,
@@ -142,9 +180,10 @@ class Merger:
                 score,
                 moments=setting.moments,
                 stop_at=suite.whole,
-                key=key,
+                key=setting.first_key,
             )
-        return found[parents.name].best.settings
+        journal.add(Journal(searches={name: {parents.name: found}}))
+        return found.best.settings
 
     def matched(
         self,
@@ -153,8 +192,9 @@ class Merger:
         recipe: zipjax.Recipe,
         stop_at: int | None,
         key: jax.Array,
+        sweeps: list[zipjax.Sweep],
     ) -> dict[str, Any]:
-        """Matches the networks' units."""
+        """Matches the networks' units; sweeps are appended to a list."""
         if method.sequential:
             return self.matched_sequentially(setting, recipe, stop_at)
         (spec, *_) = each(setting.suite.specs, len(setting.models), "specs")
@@ -162,8 +202,7 @@ class Merger:
             setting = self.reading_up_to(setting, stop_at)
         if method.allots:
             recipe = self.allotted(setting, recipe, stop_at)
-        sweeps: list[zipjax.Sweep] = []
-        assignments = zipjax.match(
+        return zipjax.match(
             setting.models,
             setting.suite.specs,
             recipe,
@@ -172,9 +211,6 @@ class Merger:
             key=key,
             report=sweeps.append,
         )
-        if sweeps:
-            self.sweeps.setdefault(method.title, sweeps)
-        return assignments
 
     def reading_up_to(self, setting: Setting, stop_at: int) -> Setting:
         """Returns the networks with moments for a cut inside a residual stream."""
@@ -242,14 +278,14 @@ class Merger:
             outputs=outputs,
         )
 
-    def timed(self, name: tuple[str, str], function: Callable[[], T]) -> T:
-        """Returns a function's result, and records how long the first call took."""
-        start = time.perf_counter()
-        found = jax.block_until_ready(function())
-        self.seconds.setdefault(name, time.perf_counter() - start)
-        return found
-
 
 def plain(merged: zipjax.Merged) -> Model:
     """Returns a whole merge as plain variables, which share the compiled network."""
     return merged if merged.heads else merged.params()
+
+
+def _set_apart(method: Method, stop: zipjax.Cut | None) -> bool:
+    """Returns whether a merge has the config's settings of partial zips."""
+    # A small beta, as partial zips have it, would leave no widths to choose.
+    chosen = method.allots or "alpha" in itertools.chain(*method.searched)
+    return stop is not None and not chosen

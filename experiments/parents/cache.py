@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.fingerprints import text_digest
 from zipjax import checkpoints, hosts
+from zipjax.files import write_text
 
 # Of a checkpoint, in bytes: what orbax notes besides the arrays, in small files.
 _OVERHEAD = 2**17
@@ -58,8 +59,70 @@ def remember(
     return tree, reused
 
 
+def remember_figures(
+    path: Path, inputs: Any, make: Callable[[], Any]
+) -> tuple[Any, bool]:
+    """Returns JSON data from a file, or makes and saves them.
+
+    A file that is damaged is made again, which the log tells.
+
+    Args:
+      path: the file, without a suffix; a digest of ``inputs`` is added to its name, as
+        :func:`remember` does.
+      inputs: JSON data that determine the result.
+      make: computes it, the same in all processes.
+
+    Returns:
+      The data, always as they are restored from the file, and whether it existed
+      already.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    target = target_of(path, inputs)
+    target = target.with_name(f"{target.name}.json")
+
+    # The first process alone reads and writes, and tells the others what it found.
+    def look() -> dict[str, np.ndarray]:
+        text = _figures(target)
+        return {} if text is None else {"text": np.frombuffer(text.encode(), np.uint8)}
+
+    found = hosts.once(look)
+    if found:
+        return json.loads(found["text"].tobytes()), True
+    text = json.dumps(made := make())
+    kept = {"inputs": inputs, "figures": made}
+
+    def write() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, json.dumps({"digest": _digest_of(kept), **kept}, indent=1))
+
+    _in_first_process(write)
+    return json.loads(text), False
+
+
+def _figures(target: Path) -> str | None:
+    """Returns the data of a file as text; None if there is none, or not a whole one."""
+    try:
+        found = json.loads(target.read_text(encoding="utf-8"))
+        kept = {name: found[name] for name in ("inputs", "figures")}
+        whole = found["digest"] == _digest_of(kept)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole, kept = False, {}
+    if not whole:
+        _log.warning("made again: the file %r is damaged", str(target))
+        return None
+    return json.dumps(kept["figures"])
+
+
+def _digest_of(kept: dict[str, Any]) -> str:
+    return text_digest(json.dumps(kept, sort_keys=True))
+
+
 def target_of(path: Path, inputs: Any) -> Path:
-    """Returns the folder of a checkpoint that these inputs determine."""
+    """Returns the name of what these inputs determine."""
     text = json.dumps(inputs, sort_keys=True)
     return path.with_name(f"{path.name}_{text_digest(text)}")
 

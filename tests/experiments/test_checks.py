@@ -1,5 +1,6 @@
 """A config's faults are told at once, before anything is trained or written."""
 
+import dataclasses
 import io
 import os
 
@@ -13,6 +14,7 @@ from experiments.checks import RULES, check_config
 from experiments.data.datasets import load_dataset, num_classes
 from experiments.defaults import default, training
 from experiments.experiment import Experiment
+from experiments.methods.journal import Journal
 from experiments.parents import cache
 from experiments.parents.trained import Trainer
 from experiments.results import Result
@@ -268,8 +270,8 @@ def test_a_damaged_note_of_the_config_is_told(tmp_path, content):
         pass
 
 
-# What every field of a config changes: networks, their moments, or only what is made
-# of these. Values differ from the defaults.
+# What every field of a config changes: networks, their moments, or at most rows, see
+# ROWS. Values differ from the defaults.
 CHANGES = {
     "networks": {
         "dataset": "noise10",
@@ -407,31 +409,65 @@ def test_images_of_a_data_set_keep_their_size():
         check_config(config_of(**noise))
 
 
-class Stop(Exception):
-    """The moments' name is known: they need not be collected."""
+# Rows that are made again though networks and moments are not.
+ZIPS = {
+    *("ZipIt! 2/2", "ZipIt! 1/2", "ZipIt! (searched)", "MuDSC-Zip", "ZipIt! + refit"),
+    *("ZipIt!, allotted widths 2/2", "ZipIt!, allotted widths 1/2"),
+}
+EVERY = {"Model A", "Model B", "Ensemble", "Average", *ZIPS}
+ROWS = {
+    "search_images": {"ZipIt! (searched)", "MuDSC-Zip"},
+    "refit_images": {"ZipIt! + refit"},
+    "test_images": EVERY,
+    "ddof": EVERY,
+    # Partial zips follow the whole ones until they are set.
+    "zipit.alpha": ZIPS,
+    "zipit.beta": ZIPS,
+    "partial_zipit.alpha": {"ZipIt! 1/2"},
+    "partial_zipit.beta": {"ZipIt! 1/2"},
+    "cost": {"ZipIt!, allotted widths 2/2"},
+    "partial_cost": {"ZipIt!, allotted widths 1/2"},
+    "grid.alpha": {"ZipIt! (searched)"},
+    "grid.beta": {"ZipIt! (searched)"},
+    "grid.balance": {"MuDSC-Zip"},
+}
 
 
-def names_of(workdir, monkeypatch, changes):
-    """Returns the names of the networks and of the moments that a config needs.
+def names_of(workdir, monkeypatch, changes, **others):
+    """Returns the names of networks, moments and, by row, files that a config needs.
 
     A digest of all that they depend on is part of their names. Networks are not
-    trained, but drawn by that digest.
+    trained, but drawn by that digest; nothing is merged. Of the networks to merge,
+    ``others`` may replace some attributes.
     """
-    found = experiment(workdir, **{k.replace(".", "__"): x for k, x in changes.items()})
+    rows = "average", "zipit", "zipit_searched", "mudsc_zip", "zipit_refit"
+    usual = {"rows": (*rows, "zipit_allotted")}
+    usual |= {"partial_rows": ("zipit", "zipit_allotted")}
+    fields = {**usual, **changes}
+    found = experiment(workdir, **{k.replace(".", "__"): x for k, x in fields.items()})
     images, _ = next(found.kind.data.test.batches(1))
     shapes = jax.eval_shape(found.kind.network.init, jax.random.key(0), images)
-    names = []
+    names, files = [], []
 
     def drawn(path, inputs, make):
         names.append(cache.target_of(path, inputs).name)
+        known = path.parent.name == "moments"
+        digest = int(names[-1].rpartition("_")[2], 16)
+        return {} if known else randomise(shapes, digest), False
+
+    def figures(path, inputs, make):
+        files.append(cache.target_of(path, inputs).name)
+        none = Journal().data()
         if path.parent.name == "moments":
-            raise Stop
-        return randomise(shapes, int(names[-1].rpartition("_")[2], 16)), False
+            return none, False
+        return {"flops": 1, "joint": 1, "tasks": [1], "journal": none}, False
 
     monkeypatch.setattr(cache, "remember", drawn)
-    with pytest.raises(Stop):
-        found.prepare(next(found.parents()))
-    return names[:-1], names[-1:]
+    monkeypatch.setattr(cache, "remember_figures", figures)
+    parents = dataclasses.replace(next(found.parents()), **others)
+    setting = found.prepare(parents)
+    made = [result.method for result in found.results(setting)]
+    return names[:-1], names[-1:], dict(zip(made, files[1:], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -452,9 +488,20 @@ def test_what_depends_on_a_field_is_made_again(
     usual, tmp_path, monkeypatch, kind, field, value
 ):
     along = {"class_names": "digits"} if field == "dataset" else {}
-    networks, moments = names_of(tmp_path, monkeypatch, {field: value, **along})
+    networks, moments, rows = names_of(tmp_path, monkeypatch, {field: value, **along})
     assert (set(networks) != set(usual[0][0])) == (kind == "networks")
     assert (moments != usual[0][1]) == (kind != "neither")
+    before = set(usual[0][2].values())
+    other = {name for name, file in rows.items() if file not in before}
+    assert other == (ROWS.get(field, set()) if kind == "neither" else set(rows))
+
+
+def test_rows_that_iterate_or_search_depend_on_the_key(usual, tmp_path, monkeypatch):
+    keys = {0: jax.random.key(7)}
+    *same, rows = names_of(tmp_path, monkeypatch, {}, keys=keys)
+    assert same == list(usual[0][:2])
+    other = {name for name, file in rows.items() if file != usual[0][2][name]}
+    assert other == {"MuDSC-Zip", "ZipIt! (searched)"}
 
 
 @pytest.mark.parametrize("field", FINE)
@@ -462,11 +509,12 @@ def test_fine_tuned_networks_depend_on_their_training(
     usual, tmp_path, monkeypatch, field
 ):
     change = {"init": "finetuned", field: CHANGES["neither"][field]}
-    networks, moments = names_of(tmp_path, monkeypatch, change)
+    networks, moments, rows = names_of(tmp_path, monkeypatch, change)
     # The network that they start from does not.
     kept = set(networks) & set(usual[1][0])
     assert [name.rpartition("_")[0] for name in kept] == ["seed0_start"]
     assert moments != usual[1][1]
+    assert set(rows.values()).isdisjoint(usual[1][2].values())
 
 
 def test_every_field_was_tried():

@@ -77,17 +77,47 @@ def test_merging_beats_averaging_and_flops_grow_with_the_heads(first_run):
     assert by_method["Ensemble"].flops == pytest.approx(2 * flops[0], rel=0.01)
 
 
-def test_a_second_run_reuses_everything_and_says_so(first_run):
+def written(workdir):
+    return [(workdir / name).read_bytes() for name in ("report.html", "seconds.csv")]
+
+
+def steps(seconds):
+    return [line.split(",")[:2] for line in seconds.decode().splitlines()]
+
+
+def counting(monkeypatch, most):
+    """Lets an experiment make so many rows before it dies; returns their names."""
+    made = []
+
+    def figures(self, setting, candidate, key):
+        if len(made) == most:
+            raise KeyboardInterrupt
+        made.append(f"{setting.parents.name}: {candidate.name}")
+        return original(self, setting, candidate, key)
+
+    original = Experiment.figures
+    monkeypatch.setattr(Experiment, "figures", figures)
+    return made
+
+
+def test_a_second_run_reuses_everything_and_says_so(first_run, monkeypatch):
     workdir, results, _ = first_run
+    report, made = written(workdir), counting(monkeypatch, 0)
     before = {p: p.stat().st_mtime_ns for p in (workdir / "models").iterdir()}
     again, text = run(workdir)
     assert again == results
-    assert text.count("reused") == 6
+    assert made == []
+    assert text.count("reused") == 8
+    assert text.count("9 of 9 rows reused") == 2
+    assert written(workdir) == report
     assert {p: p.stat().st_mtime_ns for p in (workdir / "models").iterdir()} == before
 
 
-def test_a_killed_run_finishes_with_the_same_table(first_run, tmp_path, monkeypatch):
-    _, results, _ = first_run
+def test_a_run_that_was_killed_twice_finishes_with_the_same_table(
+    first_run, tmp_path, monkeypatch
+):
+    """Once between two networks, and once between two rows."""
+    workdir, results, _ = first_run
     saved = []
 
     def die_on_the_third(path, tree, metadata):
@@ -97,13 +127,27 @@ def test_a_killed_run_finishes_with_the_same_table(first_run, tmp_path, monkeypa
         return original(path, tree, metadata)
 
     original = cache.checkpoints.save_tree
-    monkeypatch.setattr(cache.checkpoints, "save_tree", die_on_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.checkpoints, "save_tree", die_on_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    with monkeypatch.context() as patch:
+        made = counting(patch, 11)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert (len(made), made[-1]) == (11, "seed1: Model B")
+    rest = counting(monkeypatch, 99)
     again, text = run(tmp_path)
     assert again == results
-    assert text.count("reused") == 2
+    assert (len(rest), rest[0]) == (7, "seed1: Ensemble")
+    assert text.count("train seed") == 4
+    assert "seed0: merge and evaluate: 9 of 9 rows reused" in text
+    assert "seed1: merge and evaluate: 2 of 9 rows reused" in text
+    # Sweeps and searches of both runs are in the pictures, their steps in the times.
+    (report, seconds), (own_report, own_seconds) = map(written, (workdir, tmp_path))
+    assert own_report == report
+    assert steps(own_seconds) == steps(seconds)
+    assert ["moments", ""] in steps(seconds)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +202,35 @@ def test_a_damaged_checkpoint_is_told_and_made_again(tmp_path, caplog, damage):
         assert list(tmp_path.iterdir()) == [target]
         assert cache.remember(folder, [1], lambda: values)[1]
     assert made >= (1 if damage is empty else 3)
+
+
+def test_damaged_figures_are_told_and_made_again(tmp_path, caplog):
+    figures = {"joint": 0.1 + 0.2, "tasks": [None, 1e-300]}
+
+    def found():
+        caplog.clear()
+        return cache.remember_figures(tmp_path / "seed0", [1], lambda: figures)
+
+    assert found() == (figures, False)
+    (target,) = tmp_path.iterdir()
+    whole = target.read_bytes()
+    flips = [
+        whole[:k] + bytes([whole[k] ^ 1 << k % 8]) + whole[k + 1 :]
+        for k in range(len(whole))
+    ]
+    made = 0
+    for damaged in [b"", b"[" * 9999, b"[]", whole[: len(whole) // 2], *flips]:
+        target.write_bytes(damaged)
+        again, reused = found()
+        assert again == figures
+        assert reused == ("made again: the file" not in caplog.text)
+        assert list(tmp_path.iterdir()) == [target]
+        made += not reused
+    # A space between two fields may become another one.
+    assert made > 0.8 * len(whole)
+    target.unlink()
+    assert found() == (figures, False)
+    assert caplog.text == ""
 
 
 def test_a_disk_that_is_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
