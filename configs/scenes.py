@@ -30,7 +30,8 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
         width=1 / 8,
         depths=(1, 1, 1, 1),
         code=32,
-        decoder_width=1 / 4,
+        decoder_width=1 / 8,
+        decoder_least=16,
         hidden=64,
     )
     config.tasks = "scenes"
@@ -43,7 +44,7 @@ def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config.groups = ("pairs",)
     config.seeds = (0,)
     config.scenes.size, config.scenes.train, config.scenes.test = 32, 4000, 256
-    config.train = training(epochs=4, batch_size=32)
+    config.train = training(epochs=12, batch_size=32)
     # Without these it learns its images by heart, and is worse than the mean on others.
     config.own_train.class_object = training(
         epochs=12, batch_size=32, flip=True, crop=4, weight_decay=0.05

@@ -85,6 +85,7 @@ def _encoder_decoder(
     depths: tuple[int, ...] = (3, 4, 6, 3),
     code: int = 8,
     decoder_width: float = 1.0,
+    decoder_least: int = 1,
     hidden: int = 2048,
 ) -> taskonomy.EncoderDecoder:
     """Makes Taskonomy's network for a task.
@@ -98,13 +99,15 @@ def _encoder_decoder(
       depths: of its stages.
       code: its channels.
       decoder_width: of decoders of images.
+      decoder_least: the fewest channels of these decoders' layers.
       hidden: the hidden width of decoders of classes.
     """
     encoder = taskonomy.TaskonomyEncoder(width, depths, code)
     if decoder == "classes":
         classes = taskonomy.ClassDecoder(outputs, hidden, side)
         return taskonomy.EncoderDecoder(encoder, classes)
-    dense = taskonomy.DenseDecoder(outputs, decoder_width, decoder == "dense")
+    bounded = decoder == "dense"
+    dense = taskonomy.DenseDecoder(outputs, decoder_width, bounded, decoder_least)
     return taskonomy.EncoderDecoder(encoder, dense)
 
 
@@ -134,6 +137,7 @@ ARCHITECTURES = {
             "depths": (1, 1),
             "code": 2,
             "decoder_width": 1 / 16,
+            "decoder_least": 1,
             "hidden": 4,
         },
     ),

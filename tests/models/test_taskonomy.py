@@ -110,3 +110,11 @@ def test_encoders_of_two_tasks_are_zipped(pair, stop_at):
     assert inside == {"encoder"}
     compressed = any("compress" in path for path in merged.trunk)
     assert compressed == (stop_at is None)
+
+
+def test_no_layer_of_a_narrow_decoder_has_fewer_channels_than_the_least():
+    decoder = taskonomy.DenseDecoder(1, 1 / 16, least=6)
+    widths = [64, 64, 32, 16, 16, 8, 6, 6, 6, 6, 6, 6, 6]
+    assert list(decoder.layers.values()) == widths
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), np.zeros((1, 2, 2, 3)))
+    assert shapes["params"]["deconv14"]["kernel"].shape[2:] == (6, 6)

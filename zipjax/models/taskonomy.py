@@ -99,16 +99,22 @@ class DenseDecoder(nn.Module):
       width: multiplies the layers' 1024 to 16 channels.
       bounded: whether the image is between -1 and 1, by tanh. Taskonomy's semantic
         segmentation alone is not: its outputs are logits.
+      least: the fewest channels of a layer: at a small width, those next to the image
+        would have too few to draw anything.
     """
 
     outputs: int
     width: float = 1.0
     bounded: bool = True
+    least: int = 1
 
     @property
     def layers(self) -> dict[str, int]:
         """The channels of every layer but the last, by its name in visualpriors."""
-        return {name: int(base * self.width) for name, base in _DECODER.items()}
+        return {
+            name: max(int(base * self.width), self.least)
+            for name, base in _DECODER.items()
+        }
 
     @nn.compact
     def __call__(
