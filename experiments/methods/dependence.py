@@ -35,12 +35,14 @@ def of_moments(
       models: the networks.
       runner: how networks are run.
     """
-    parts = [_PACKAGE / name for name in ("tracing", "program", "similarity")]
+    folders = [_PACKAGE / name for name in ("tracing", "program", "similarity")]
+    files = [file for folder in folders for file in folder.rglob("*.py")]
+    files += [_PACKAGE / "batches.py", _PACKAGE / "positions.py"]
     return {
         **_shared(suite, models, runner),
         "images": _images(suite.measured),
         "fields": MOMENTS,
-        "code": code_digest(file for part in parts for file in part.rglob("*.py")),
+        "code": code_digest(files),
         "versions": versions("jax", "flax"),
     }
 
