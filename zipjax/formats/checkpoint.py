@@ -164,11 +164,7 @@ def _parameters(params: PyTree) -> PyTree:
                 "writes it whole"
             )
         params = params.params()
-    found = jax.tree_util.tree_leaves(params)
-    leaves = path_leaves(params)
-    if len(found) != len(leaves):
-        raise ValueError("two parameters have one path: rename one of them")
-    if not leaves:
+    if not path_leaves(params):
         raise ValueError("there are no parameters: pass a pytree of arrays")
     return params
 
