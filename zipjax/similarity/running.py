@@ -141,7 +141,8 @@ def as_moments(last: Running, earlier: Running | None, source: str | None) -> Mo
       source: which models and spec they are of.
     """
     dtype = accumulator(jnp.float32)
-    m2 = np.array(last.m2, dtype)
+    with np.errstate(over="ignore"):  # Infinite moments are told by their perms.
+        m2 = np.array(last.m2, dtype)
     mirror(m2)
     mean = _mean(last).astype(dtype)
     tail = (_mean(last) - mean).astype(dtype)
