@@ -18,11 +18,14 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
+import jaxtyping
 from jaxtyping import config, install_import_hook
 
-import tests.checking  # noqa: F401 - the hook looks it up by name
+import tests.checking
 
-# Every call into a hooked module is slower: hook those that have shapes to check.
+jaxtyping.jaxtyped = tests.checking.jaxtyped
+
+# Of the modules that have shapes to check.
 SHAPED = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for folder in ("zipjax", "experiments")

@@ -14,6 +14,9 @@ from zipjax.types import AnyArray, Array
 # Wider blocks are computed in parts: of a block's product with itself, half is wasted.
 _WIDEST = 1024
 
+# So much of a matrix is transposed within a processor's cache.
+_CACHED = 128
+
 
 class Tile(NamedTuple):
     """A part of a second moment that reaches to the diagonal, or is above it.
@@ -89,9 +92,9 @@ def num_products(units: int) -> int:
 def mirror(upper: Float[np.ndarray, "*elements units units"]) -> None:
     """Copies the upper triangle of second moments to the lower one, in place."""
     units = upper.shape[-1]
-    for first in range(0, units, _WIDEST):
-        own = slice(first, first + _WIDEST)
-        below = slice(first + _WIDEST, units)
+    for first in range(0, units, _CACHED):
+        own = slice(first, first + _CACHED)
+        below = slice(first + _CACHED, units)
         corner = upper[..., own, own]
         corner[...] = np.triu(corner) + np.swapaxes(np.triu(corner, 1), -1, -2)
         upper[..., below, own] = np.swapaxes(upper[..., own, below], -1, -2)

@@ -1,6 +1,7 @@
 """One batch's step: activations are read, sampled, and added to running moments."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from zipjax.merging.each import OneOrEach, each
 from zipjax.positions import positions_of
-from zipjax.program.signatures import signature_of
+from zipjax.program.signatures import Signature, abstract, signature_of
 from zipjax.similarity.activations import activations, traced_taps
 from zipjax.similarity.running import Running, nothing, with_batch
 from zipjax.spec.depth import Boundary
@@ -89,13 +90,12 @@ class BatchStep:
                 add_all(perm, old, parts)
                 for old, parts in zip(sums[perm], kinds, strict=True)
             )
-            for perm, kinds in self._samples(models, inputs, key).items()
+            for perm, kinds in self.samples(models, inputs, key).items()
         }
 
     def empty(self, models: Sequence[PyTree], inputs: tuple[Any, ...]) -> Sums:
         """Returns the sums of no samples, in numpy."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        shapes = jax.eval_shape(self._samples, list(models), inputs, key)
+        shapes = _shapes(self, signature_of(list(models)), signature_of(inputs))
 
         def zeros(perm: str, parts: Any) -> Running:
             found = nothing(parts, self.height)
@@ -117,7 +117,7 @@ class BatchStep:
         functions = each(self.functions, count, "functions")
         return functions, each(self.specs, count, "specs"), self.ends
 
-    def _samples(
+    def samples(
         self, models: Sequence[PyTree], inputs: tuple[Any, ...], key: Array
     ) -> dict[str, list[Samples]]:
         """Returns every perm's samples, of the last places first."""
@@ -158,6 +158,15 @@ class BatchStep:
                 parts = [x[:, :, places] for x in parts]
             found.append(list(parts))
         return found
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(
+    step: BatchStep, models: Signature, inputs: Signature
+) -> dict[str, list[Samples]]:
+    """Returns the shapes of a batch's samples, kept between calls."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(step.samples, abstract(models), abstract(inputs), key)
 
 
 def _joined(parts: Samples) -> Samples:
