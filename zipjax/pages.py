@@ -36,15 +36,17 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); }
+thead th {
+  border-bottom: 2px solid var(--line); white-space: normal; vertical-align: bottom;
+}
 tbody tr + tr { border-top: 1px solid var(--line); }
 th button {
   padding: 0; border: 0; background: none; color: inherit; font: inherit;
   text-align: inherit; cursor: pointer;
 }
-th button::after { content: " \\2195"; color: var(--muted); font-weight: normal; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
-th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
+th button::after { content: "\\a0\\2195"; color: var(--muted); font-weight: normal; }
+th[aria-sort=ascending] button::after { content: "\\a0\\2191"; color: inherit; }
+th[aria-sort=descending] button::after { content: "\\a0\\2193"; color: inherit; }
 figure { margin: 0 0 1.8rem; break-inside: avoid; }
 figure svg {
   display: block; width: 100%; max-width: 52rem; height: auto; margin: 0 auto .5rem;
@@ -60,7 +62,7 @@ pre {
 @media (max-width: 40rem) {
   table { font-size: .8rem; }
   th, td { padding: .35rem .2rem; }
-  tbody :first-child { min-width: 7.5em; white-space: normal; }
+  tbody th, tbody td:first-child { min-width: 7.5em; white-space: normal; }
   th button { text-decoration: underline dotted; }
   th:not([aria-sort]) button::after { content: none; }
 }

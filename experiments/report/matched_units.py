@@ -19,7 +19,7 @@ from experiments.report.style import COLOURS, DARK, GREY, HATCHES, WIDTH, colour
 from experiments.results import letter
 
 _SINGLE = "single"
-_MOST_PIXELS = 1000
+_MOST_PIXELS = 512
 
 
 def correlation_matrix(
