@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. A package imports from the rows above its own, and from itself.
 ORDER = [
-    {"types", "version", "files", "hosts", "markdown", "arguments"},
+    {"types", "version", "files", "hosts", "markdown", "pages", "arguments"},
     {"trees", "labels", "positions"},
     {"batches", "evaluation", "segmentation"},
     {"matching", "spec", "program"},

@@ -15,10 +15,11 @@ from matplotlib.patches import Patch
 from mpl_toolkits.axes_grid1 import make_axes_locatable
 from numpy.typing import ArrayLike
 
-from experiments.report.style import COLOURS, GREY, HATCHES, WIDTH, colour_of
+from experiments.report.style import COLOURS, DARK, GREY, HATCHES, WIDTH, colour_of
 from experiments.results import letter
 
 _SINGLE = "single"
+_MOST_PIXELS = 512
 
 
 def correlation_matrix(
@@ -42,7 +43,12 @@ def correlation_matrix(
     figure = Figure(figsize=(WIDTH, 5.8), layout="tight")
     axes = figure.add_subplot()
     image = axes.imshow(
-        np.asarray(correlation)[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1
+        np.asarray(correlation)[np.ix_(order, order)],
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        # One pixel a unit, if that is not more than can be seen.
+        interpolation="none" if len(order) <= _MOST_PIXELS else "antialiased",
     )
     axes.set(xticks=[], yticks=[])
     divider = make_axes_locatable(axes)
@@ -194,8 +200,8 @@ def _mark_kinds(axes: Axes, margin: Axes, kinds: list[str]) -> None:
     for kind, run in itertools.groupby(kinds):
         start, end = end, end + len(list(run))
         if end < len(kinds):
-            axes.axhline(end - 0.5, color="black", lw=0.6)
-            axes.axvline(end - 0.5, color="black", lw=0.6)
+            axes.axhline(end - 0.5, color=DARK, lw=0.6)
+            axes.axvline(end - 0.5, color=DARK, lw=0.6)
         if end - start >= 0.035 * len(kinds):
             places.append((start + end - 1) / 2)
             names.append(kind)

@@ -41,6 +41,8 @@ def depth_pictures(results: Sequence[Result], total_layers: int) -> list[Picture
                 f"{group or 'All networks'}: scores against the number of zipped "
                 "layers: 0 is the ensemble. On grey: other merges into one network. "
                 "Bars: one standard deviation over seeds.",
+                "The nearer a line stays to the dashed level of the ensemble, the less "
+                "is lost by zipping so many layers.",
                 "Line plot of scores against depth",
             )
         )
@@ -63,6 +65,8 @@ def iteration_pictures(
             curves.objective_curves(sweeps),
             "Mean similarity of matched units after every sweep over the perms, as a "
             "share of the best (in brackets), which is kept. First seed.",
+            "A line that is level at its end has converged; the higher it starts, the "
+            "less the sweeps have changed.",
             "Line plot of the objective against the sweep",
         )
         drawn.append(objective)
@@ -74,6 +78,8 @@ def iteration_pictures(
             curves.search_curves(found),
             f"Choice of {' and '.join(names)} on training images: thin lines are "
             "networks, thick ones their means, rings the chosen values.",
+            "The steeper a line, the more the choice matters; rings at an end of the "
+            "axis say that values beyond it may do better.",
             f"Line plot of training accuracy against {names[0]}",
         )
         drawn.append(chosen)
@@ -106,11 +112,15 @@ def match_pictures(
     kinds = Picture(
         matched_units.merge_kinds(assignments, num_models),
         f"The networks that the merged units of every layer come from. {where}",
+        "The longer a part of two letters such as A-B, the more units the networks "
+        "share; A-A is what network A had twice, and single units found no partner.",
         "Stacked bars of the kinds of merged units in every layer",
     )
     matched = Picture(
         matched_units.matched_correlations(correlations, assignments, num_models),
         f"Correlations of units that were merged with each other. {where}",
+        "The further to the right, the more alike units were and the less is lost in "
+        "their mean: layers on the left are where the merge is weakest.",
         "Histogram of matched correlations",
     )
     places = np.linspace(0, len(assignments) - 1, min(_MATRICES, len(assignments)))
@@ -121,6 +131,8 @@ def match_pictures(
                 correlations[perm], assignments[perm], num_models, perm
             ),
             f"Correlations of all units of {perm}, in the order of the merge. {where}",
+            "Merged units lie side by side along the diagonal: where it stays red "
+            "besides the line itself, they are alike; where it fades, they are not.",
             f"Correlation matrix of the units of {perm}",
         )
         for perm in shown
@@ -135,6 +147,9 @@ def plane_picture(landscape: Landscape, where: str) -> Picture:
         "Loss of each task on the plane through model A, model B with its units in "
         "A's order, and their zip (ZipIt!, Figure 2); the axes are distances in the "
         f"space of parameters. {where}",
+        "Yellow is a low loss: the zip is good at both tasks if it lies in the yellow "
+        "of both panels, and a dark ridge between A and B is what their mean suffers "
+        "from.",
         "Contours of the loss of task A and of task B on a plane of networks",
     )
 
@@ -160,6 +175,8 @@ def prediction_picture(
         predictions.predictions(columns),
         f"{task.name}: test images spread over the data set, the truth, and what the "
         f"network of this task and merged networks predict. {where}",
+        "What the task's own network gets right and a column to its right does not is "
+        "lost in that merge.",
         f"Images of {task.name} with the truth and predictions",
     )
 
@@ -171,6 +188,8 @@ def basins_picture(landscape: Landscape, where: str) -> Picture:
         "Loss on the plane of the two principal components of the networks A and B and "
         "of their zips, all with their units in A's order (MuDSC, Figure 3): the mean "
         f"of the tasks, and each of them. {where}",
+        "Yellow is a low loss: of the zips, the one in the lightest place of the mean "
+        "is the best, if it lies in no dark place of a single task.",
         "Contours of the mean loss and of the tasks' losses on a plane of networks",
     )
 
@@ -183,6 +202,8 @@ def pairs_picture(pairs: UnitPairs, where: str) -> Picture:
         "are, and, in colour, how much of both is left in the unit that is their mean, "
         "with all other units merged by Permute (MuDSC, Figure 1). Star: the pair of "
         f"which most is left. {where}",
+        "If points brighten from the bottom to the top, activations tell which units "
+        "may be merged; if from left to right, weights do.",
         "Scatter plot of pairs of units by the similarity of weights and activations",
     )
 
@@ -195,5 +216,7 @@ def barrier_picture(lines: Sequence[Line], where: str) -> Picture:
         "whose units are in their own order, in A's by activations (Permute), or in "
         "A's by weights (Git Re-Basin). Dashed: batch statistics measured again at "
         f"every point, as in REPAIR. {where}",
+        "The bump between the ends is the barrier: the less of it is left, the more "
+        "alike the networks are in that order of their units.",
         "Line plots of the loss and the score between two networks",
     )

@@ -1,14 +1,13 @@
 """The report of a run: CSV, Markdown and HTML files."""
 
-import base64
 import dataclasses
-import io
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jinja2
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from experiments.fingerprints import versions
@@ -21,6 +20,7 @@ from experiments.report.tables import (
     task_headings,
 )
 from experiments.results import ENSEMBLE, Result
+from zipjax import pages
 from zipjax.files import write_text
 
 EXPLANATIONS = {
@@ -62,13 +62,23 @@ class Picture:
 
     Attributes:
       figure: the figure.
-      caption: one or two sentences on how to read it, set below it.
+      caption: what is drawn, set below it.
+      reading: a sentence on what to read in it, set below the caption.
       alt: what it shows, for readers who cannot see it.
+
+    Raises:
+      ValueError: if one of the words is missing.
     """
 
     figure: Figure
     caption: str
+    reading: str
     alt: str
+
+    def __post_init__(self) -> None:
+        words = {k: getattr(self, k) for k in ("caption", "reading", "alt")}
+        if missing := [name for name, text in words.items() if not text.strip()]:
+            raise ValueError(f"a picture without {missing}: say it in a sentence")
 
 
 def write_report(
@@ -154,17 +164,16 @@ def _html(
             for name, text in EXPLANATIONS.items()
             if any(name in method for method in methods)
         },
-        pictures=[(_data_uri(p.figure), p.caption, p.alt) for p in pictures],
+        pictures=[
+            (Markup(pages.svg(p.figure, f"picture-{number}", p.alt)), p)
+            for number, p in enumerate(pictures, start=1)
+        ],
+        style=Markup(pages.STYLE),
+        script=Markup(pages.SCRIPT),
         config_text=config_text,
         seeds=sorted({result.seed for result in results}),
         setting=_setting(),
     )
-
-
-def _data_uri(figure: Figure) -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130, facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
 
 
 def _setting() -> dict[str, str]:

@@ -9,6 +9,8 @@ COLOURS = tuple(
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "p", "<", ">")
 HATCHES = ("", "///", "...", "xxx")
 GREY = "#9A9A9A"
+# For lines on colours that are light on dark pages too, where black is made light.
+DARK = "#1A1A1A"
 # Inches: narrow enough for the text to be read on a phone's screen.
 WIDTH = 6.4
 

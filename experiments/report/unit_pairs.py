@@ -48,6 +48,7 @@ def merged_pairs(pairs: UnitPairs) -> Figure:
         s=9,
         cmap="viridis",
         vmax=1,
+        rasterized=True,  # There may be thousands.
     )
     best = order[-1]
     axes.plot(

@@ -15,6 +15,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import zipjax
+from zipjax import pages
 from zipjax.command import merging
 from zipjax.command.inputs import read_batches
 from zipjax.command.main import main
@@ -138,7 +139,11 @@ def test_a_merge_of_a_network_with_its_own_copy(folder, capsys):
     assert "`permute()`" in card
     assert "zipjax merge a.npz b.npz" in card
     page = Path("out/report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == page.count('<p class="reading">') == 3
+    assert pages.STYLE in page
+    assert pages.SCRIPT in page
+    assert page.count("<thead>") == 2
+    assert '<a href="manifest.json"><code>manifest.json</code></a>' in page
     assert "<li>Function: <code>my_nets:apply</code></li>" in page
     assert "<td>mean of the models</td>" in page
 

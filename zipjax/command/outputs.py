@@ -135,7 +135,8 @@ def model_card(outcome: Outcome) -> str:
         "",
         f"    {shlex.join(['zipjax', *outcome.arguments])}",
         "",
-        "`manifest.json` has versions, settings, seed and fingerprints of all inputs.",
+        "[`manifest.json`](manifest.json) has versions, settings, seed and "
+        "fingerprints of all inputs.",
         "",
     ]
     if outcome.warnings:

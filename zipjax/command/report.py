@@ -1,13 +1,13 @@
 """The report: a page with pictures of a merge, all in one file."""
 
 import html
-import io
 import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from zipjax import pages
 from zipjax.command.matching import Matched
 from zipjax.command.outputs import Outcome, model_card
 from zipjax.command.scores import Score
@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STYLE = (
-    "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:left}"
-    "tr:nth-child(even){background:#f3f3f3}svg{max-width:100%;height:auto}"
+    "td,th{text-align:left}"
+    # Wider than a phone: as small as that, the names of perms could not be read.
+    "figure{overflow-x:auto}figure svg{min-width:38rem;max-width:none}"
+    "figcaption{position:sticky;left:0}"
 )
+
+
+class _Picture(NamedTuple):
+    """A figure of the page, if there is one to draw, with its words."""
+
+    title: str
+    figure: "Figure | None"
+    reading: str
 
 
 def write_page(path: Path, outcome: Outcome) -> None:
@@ -31,22 +40,48 @@ def write_page(path: Path, outcome: Outcome) -> None:
     Raises:
       ImportError: if matplotlib is missing, with the command that installs it.
     """
-    figures = {
-        "How near the outputs are": _agreement(outcome.scores),
-        "How alike the merged units are": _correlations(outcome.matched),
-        "Perms and cuts": draw(outcome.spec),
-    }
-    pictures = "".join(
-        f"<h2>{html.escape(title)}</h2>{_svg(figure)}"
-        for title, figure in figures.items()
-        if figure is not None
+    pictures = (
+        _Picture(
+            "How near the outputs are",
+            _agreement(outcome.scores),
+            "Bars that end at 1 are outputs that agree: where the merged model's are "
+            "much shorter than 1, the merge has lost something of that model.",
+        ),
+        _Picture(
+            "How alike the merged units are",
+            _correlations(outcome.matched),
+            "Short bars are perms whose merged units differ: where outputs are far "
+            "apart, look there first, or stop the zip before them.",
+        ),
+        _Picture(
+            "Perms and cuts",
+            draw(outcome.spec),
+            "A bar that crosses many layers is a residual stream, whose units are "
+            "merged alike in all of these; a zip can stop at the red lines.",
+        ),
+    )
+    drawn = "".join(
+        _figure(picture.title, picture.figure, picture.reading, f"picture-{number}")
+        for number, picture in enumerate(pictures, start=1)
+        if picture.figure is not None
     )
     title = f"Merged from {len(outcome.settings.models)} models"
     write_text(
         path,
-        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style><body>{_as_html(model_card(outcome))}{pictures}"
-        "</body></html>\n",
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{pages.STYLE}{_STYLE}</style></head>"
+        f"<body>{_as_html(model_card(outcome))}{drawn}"
+        f"<script>{pages.SCRIPT}</script></body></html>\n",
+    )
+
+
+def _figure(title: str, figure: "Figure", reading: str, name: str) -> str:
+    return (
+        f"<h2>{html.escape(title)}</h2>"
+        f'<figure tabindex="0">{pages.svg(figure, name, title)}'
+        f'<figcaption><p class="reading">{html.escape(reading)}</p></figcaption>'
+        "</figure>"
     )
 
 
@@ -88,13 +123,6 @@ def _bars(rows: int) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _svg(figure: "Figure") -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
-
-
 def _as_html(markdown: str) -> str:
     """Returns a model card's headings, paragraphs, lists and tables as HTML."""
     blocks = itertools.groupby(markdown.splitlines(), key=_kind)
@@ -128,7 +156,9 @@ def _block(kind: str, lines: list[str]) -> str:
 def _inline(text: str) -> str:
     """Returns a line with its code and links."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-    return re.sub(r"\[([^\]]+)\]\((https://[^)]+)\)", r'<a href="\2">\1</a>', text)
+    # Pages of the web, and files beside this one.
+    link = r"\[([^\]]+)\]\((https://[^)]+|[\w.]+)\)"
+    return re.sub(link, r'<a href="\2">\1</a>', text)
 
 
 def _table(rows: Sequence[str]) -> str:
@@ -136,9 +166,12 @@ def _table(rows: Sequence[str]) -> str:
     cells = [
         [_inline(cell.strip()) for cell in row.strip("|").split("|")] for row in rows
     ]
-    head = "".join(f"<th>{cell}</th>" for cell in cells[0])
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in cells[0])
     body = "".join(
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
         for row in cells[2:]
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return (
+        '<div class="wide" role="region" aria-label="Table" tabindex="0"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

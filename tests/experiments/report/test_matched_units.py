@@ -158,3 +158,11 @@ def test_sizes_that_do_not_fit():
         matched_units.merge_kinds({}, 2)
     with pytest.raises(ValueError, match=r"\['x'\], but assignments of \['y'\]"):
         matched_units.matched_correlations({"x": np.eye(4)}, {"y": np.arange(4)}, 2)
+
+
+def test_a_matrix_of_more_units_than_can_be_seen_is_averaged():
+    for units, drawn in ((256, "none"), (257, "antialiased")):
+        assignment = np.tile(np.arange(units), 2)
+        figure = matched_units.correlation_matrix(np.eye(2 * units), assignment, 2, "x")
+        (image,) = figure.axes[0].get_images()
+        assert image.get_interpolation() == drawn

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments.report.report import Picture, write_report
 from experiments.results import Result
 from tests.experiments.report.results import FIGURES, results_of
+from zipjax import pages
 
 CONFIG = 'name = "digits"\n<script>alert("config")</script>\n'
 
@@ -19,13 +20,14 @@ CONFIG = 'name = "digits"\n<script>alert("config")</script>\n'
 def _picture() -> Picture:
     figure = Figure(figsize=(1, 1))
     figure.add_subplot()
-    return Picture(figure, "A <caption> & more", 'An "alternative" text')
+    alt = 'An "alternative" text'
+    return Picture(figure, "A <caption> & more", "Read <this>.", alt)
 
 
 def _write(folder, results=None, **changes):
     options = {"title": "Digits <5 + 5>", "notes": ["Split & merged"]} | changes
     return write_report(
-        results or results_of(), [_picture()], CONFIG, folder, **options
+        results or results_of(), [_picture()] * 2, CONFIG, folder, **options
     )
 
 
@@ -79,12 +81,50 @@ def test_the_markdown_has_a_row_a_method(tmp_path):
 def test_the_page_asks_the_network_for_nothing(tmp_path):
     text = _write(tmp_path).read_text(encoding="utf-8")
     page = _Page(text)
-    assert not re.search(r"https?://|@import|url\(", text)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe"})
-    sources = [a["src"] for _, a in page.tags if "src" in a]
-    assert len(sources) == 1
-    assert sources[0].startswith("data:image/png;base64,")
-    assert not [a for _, a in page.tags if "href" in a or "srcset" in a]
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"link", "iframe", "img"})
+    assert not [a for _, a in page.tags if "src" in a or "srcset" in a]
+    # Every address is that of an identifier of the page, and these are no two alike.
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    named = re.findall(r'(?:href="|url\()([^")]*)', text)
+    assert {name[:1] for name in named} == {"#"}
+    assert {name[1:] for name in named} <= set(ids)
+
+
+def test_the_page_links_to_the_settings(tmp_path):
+    text = _write(tmp_path).read_text(encoding="utf-8")
+    assert 'href="#settings"' in text
+    _, _, below = text.partition('id="settings"')
+    assert "name = &#34;digits&#34;" in below
+
+
+def test_every_row_has_a_cell_to_sort_by(tmp_path):
+    """The script sorts rows of as many cells as there are headings, body by body."""
+    text = _write(tmp_path).read_text(encoding="utf-8")
+    (table,) = re.findall(r"<table>(.*?)</table>", text, re.DOTALL)
+    head, *bodies = re.split("<tbody>", table)
+    columns = len(re.findall('<th scope="col"', head))
+    assert (columns, len(bodies)) == (6, 4)
+    lengths = [
+        [len(re.findall(r"<t[hd]\b", row)) for row in body.split("<tr>")[1:]]
+        for body in bodies
+    ]
+    assert [own[0] for own in lengths] == [1] * 4
+    assert {length for own in lengths for length in own[1:]} == {columns}
+    assert pages.SCRIPT in text
+
+
+def test_every_picture_says_what_to_read_in_it(tmp_path):
+    text = _write(tmp_path).read_text(encoding="utf-8")
+    figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+    assert len(figures) == 2
+    for figure in figures:
+        assert '<p class="reading">Read &lt;this&gt;.</p>' in figure
+    words = {"caption": "What.", "reading": "Read.", "alt": "It."}
+    for name in words:
+        with pytest.raises(ValueError, match=rf"without \['{name}'\]"):
+            Picture(Figure(), **words | {name: " "})
 
 
 def test_the_page_escapes_what_it_is_given(tmp_path):
@@ -94,8 +134,9 @@ def test_the_page_escapes_what_it_is_given(tmp_path):
     assert CONFIG.strip() in "".join(page.texts)
     assert {"Digits <5 + 5>", "Split & merged", "<b>own</b>"} <= set(page.texts)
     assert "A <caption> & more" in page.texts
-    (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert image["alt"] == 'An "alternative" text'
+    drawn = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert [own["aria-label"] for own in drawn] == ['An "alternative" text'] * 2
+    assert [tag for tag, _ in page.tags].count("script") == 1
 
 
 def test_the_page_says_how_it_was_run(tmp_path):
