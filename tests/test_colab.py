@@ -27,11 +27,12 @@ def run(name):
     names: dict = {}
     shown = None
     for code in codes(name):
-        body = ast.parse(MAGIC.sub(r"\1pass", code)).body
-        last = body.pop() if isinstance(body[-1], ast.Expr) else None
-        exec(compile(ast.Module(body, []), name, "exec"), names)
-        if last is not None:
+        *statements, last = ast.parse(MAGIC.sub(r"\1pass", code)).body
+        exec(compile(ast.Module(statements, []), name, "exec"), names)
+        if isinstance(last, ast.Expr):
             shown = eval(compile(ast.Expression(last.value), name, "eval"), names)
+        else:
+            exec(compile(ast.Module([last], []), name, "exec"), names)
     assert isinstance(shown, Figure)
     return names
 

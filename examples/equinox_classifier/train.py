@@ -37,9 +37,10 @@ def train_step(net, state, images, labels):
 
 
 rng = np.random.default_rng(options.seed)
-for _ in range(options.steps):
+for number in range(options.steps):
     some = rng.choice(own, 128, replace=False)
     net, state, loss = train_step(net, state, images[some], labels[some])
-print(f"{options.out}: digits {options.digits}, loss {loss:.4f}")
+    if number % 50 == 49:
+        print(f"{options.out}: step {number + 1}, loss {loss:.4f}")
 
 eqx.tree_serialise_leaves(options.out, net)

@@ -44,7 +44,7 @@ def digits(part):
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     chosen = {"train": order[:1300], "test": order[1300:]}[part]
-    return np.float32(images[chosen] / 16), np.int32(labels[chosen])
+    return (images[chosen] / 16).astype(np.float32), labels[chosen].astype(np.int32)
 
 
 def batches():

@@ -37,10 +37,11 @@ def train_step(net, optimizer, images, labels):
 
 
 rng = np.random.default_rng(options.seed)
-for _ in range(options.steps):
+for number in range(options.steps):
     some = rng.choice(own, 128, replace=False)
     loss = train_step(net, optimizer, images[some], labels[some])
-print(f"{options.out}: digits {options.digits}, loss {loss:.4f}")
+    if number % 50 == 49:
+        print(f"{options.out}: step {number + 1}, loss {loss:.4f}")
 
 with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(Path(options.out).absolute(), nnx.state(net, SAVED))
