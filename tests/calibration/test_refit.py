@@ -171,6 +171,26 @@ def test_heads_are_refitted_to_their_own_models():
         assert after < half < before
 
 
+def test_heads_of_other_functions_are_refitted():
+    """Those of one function, one of which returns a part of its outputs."""
+
+    def first_two(params, x):
+        return dense_apply(params, x)[:, :2]
+
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS, stop_at="h1")
+    one = zipjax.refit(dense_apply, MODELS, merged, BATCHES)
+    each = zipjax.refit([dense_apply, first_two], MODELS, merged, BATCHES)
+    for number in (0, 1):
+        found, expected = each.params(number), one.params(number)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_functions_are_those_of_the_models():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
+    with pytest.raises(ValueError, match="3 functions for 2 models"):
+        zipjax.refit([dense_apply] * 3, MODELS, merged, BATCHES)
+
+
 def test_a_refit_needs_batches():
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
     with pytest.raises(ValueError, match="no batches"):

@@ -29,6 +29,7 @@ from zipjax.calibration.samples import Sampling
 from zipjax.calibration.solve import solve_layer
 from zipjax.calibration.targets import Target, as_target, first_rows, merged_target
 from zipjax.calibration.unit_statistics import stat_shape, unit_entries
+from zipjax.merging.each import OneOrEach, each_function, one_or_each
 from zipjax.merging.matrices import model_matrices
 from zipjax.merging.merged import Merged, functions_of, known_origin, with_leaves
 from zipjax.merging.networks import Networks
@@ -45,7 +46,7 @@ _FOR_ROWS = 0.25
 
 
 def refit(
-    apply_fn: ApplyFn,
+    apply_fn: OneOrEach[ApplyFn],
     models: Sequence[PyTree],
     merged: Merged,
     batches: Iterable[Any],
@@ -96,7 +97,8 @@ def refit(
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, in evaluation mode; must be hashable, as
-        it selects the compiled programs.
+        it selects the compiled programs. A sequence with one per model where their
+        functions differ after the cut.
       models: the models that were merged, with fitting batch statistics.
       merged: their merged model.
       batches: an iterable of batches. Each new shape recompiles: use few.
@@ -140,6 +142,7 @@ def refit(
     _check_one_function(merged)
     networks = Networks.parents_of(merged, models)
     networks.check_finite()
+    functions = each_function(apply_fn, len(networks))
     stream = input_batches(batches, inputs_of)
     data = hosts.together(lambda: [jax.device_get(arrays) for arrays in stream])
     memory = math.inf if memory_limit is None else memory_limit
@@ -149,7 +152,7 @@ def refit(
     solve = functools.partial(
         solve_layer, sampling=sampling, ridge=ridge, sweeps=sweeps
     )
-    setting = _Setting(apply_fn, networks, data, (1 - _FOR_ROWS) * memory, solve)
+    setting = _Setting(functions, networks, data, (1 - _FOR_ROWS) * memory, solve)
     trunk, left = _refit_trunk(setting, merged, outputs)
     new = dataclasses.replace(merged, trunk=trunk)
     found = []
@@ -169,11 +172,20 @@ def refit(
 class _Setting(NamedTuple):
     """What the trunk and the heads are refitted with."""
 
-    apply_fn: ApplyFn
+    functions: tuple[ApplyFn, ...]
     networks: Networks
     data: Sequence[tuple[Any, ...]]
     memory: float
     solve: Callable[[Pass, Sequence[Pass], str, Target], bool]
+
+    @property
+    def models(self) -> list[tuple[ApplyFn, PyTree]]:
+        """The models' functions and parameters."""
+        return list(zip(self.functions, self.networks.trees, strict=True))
+
+    def heads(self, merged: Merged) -> list[tuple[ApplyFn, PyTree]]:
+        """Returns a merged model's functions and parameters."""
+        return functions_of(one_or_each(self.functions), merged)
 
     def passes(self, functions: Iterable[tuple[ApplyFn, PyTree]]) -> list[Pass]:
         """Starts passes of functions and their parameters, within the limit."""
@@ -191,9 +203,7 @@ def _refit_trunk(
     networks, origin = setting.networks, known_origin(merged)
     matrices = model_matrices(origin.assignments, networks.spec, len(networks))
     shares = interpolation_shares(origin.weights, merged.trunk, len(networks))
-    models = [(setting.apply_fn, tree) for tree in networks.trees]
-    first = functions_of(setting.apply_fn, merged)[0]
-    current, *parents = setting.passes([first, *models])
+    current, *parents = setting.passes([setting.heads(merged)[0], *setting.models])
     done: list[Layer] = []
     for name in _common_layers(current, parents[0], merged.trunk):
         layer = parents[0].layers()[name]
@@ -210,8 +220,7 @@ def _refit_head(
     setting: _Setting, merged: Merged, number: int, paths: Collection[str]
 ) -> tuple[Leaves, set[str]]:
     """Returns a head's new leaves, and those of its paths whose kernels are left."""
-    head = functions_of(setting.apply_fn, merged)[number]
-    model = setting.apply_fn, setting.networks.trees[number]
+    head, model = setting.heads(merged)[number], setting.models[number]
     current, parent = setting.passes([head, model])
     done = [
         parent.layers()[name]
