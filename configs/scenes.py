@@ -9,8 +9,10 @@
 MuDSC's Table 4 in a reduced setting that needs no download: 4,000 scenes of 32x32
 pixels with exact labels in place of Taskonomy's photographs, and networks of about a
 hundredth of the size, trained from different initialisations. The run warns of networks
-that are no better than the mean of the training labels: scores of their tasks mean
-nothing. The second command runs the tasks that need nothing but images on CIFAR-10's.
+that are no better than the mean of the training labels, or that ignore their images:
+scores of their tasks mean little. It takes about an hour on two CPU cores. The second
+command runs the tasks that need nothing but images on CIFAR-10's. docs/results.md has
+the results of both.
 
 Only encoders are merged, all layers but the last, and every network keeps its decoder.
 Scores are scaled performances: 100 is as good as the task's own network, 0 as good as

@@ -139,10 +139,13 @@ class Scale:
     Attributes:
       parent: of the network that was trained on the task.
       estimator: of the average estimator.
+      shuffled: of the network's outputs for other examples of a batch. It is no larger
+        than ``parent`` if the network ignores its inputs.
     """
 
     parent: float
     estimator: float
+    shuffled: float
 
 
 @jax.tree_util.register_dataclass
@@ -212,7 +215,8 @@ class Scaled:
         """
         answer = jnp.asarray(self.measure.answer(targets), jnp.float32)
         estimator = functools.partial(_always, answer)
-        errors = (self.error(own, examples()) for own in (forward, estimator))
+        models = forward, estimator, lambda inputs: jnp.roll(forward(inputs), 1, 0)
+        errors = (self.error(own, examples()) for own in models)
         return dataclasses.replace(self, scale=Scale(*errors))
 
 

@@ -52,6 +52,10 @@ _PIXELS = Pixels((0.5,), (0.25,))
 _BYTES = Pixels((127.5,), (127.5,))
 _LABELLED_TOGETHER = 200
 
+# A network with at least this part of the error of its outputs for other images hardly
+# looks at its own.
+_INDIFFERENT = 0.99
+
 
 class Form(NamedTuple):
     """The outputs of a task's network.
@@ -108,14 +112,28 @@ class EncoderSuite(Suite):
 
 
 def _check_learned(name: str, objective: Scaled) -> None:
-    """Warns of a network that no scale can be made of."""
+    """Logs a network's error, and warns of one that no scale can be made of."""
     scale = objective.scale
-    if scale is not None and scale.parent >= scale.estimator:
+    if scale is None:
+        return
+    _log.info(
+        "%s: the network's error is %.4g, that of its outputs for other images %.4g, "
+        "that of the mean of the training labels %.4g",
+        *(name, scale.parent, scale.shuffled, scale.estimator),
+    )
+    remedy = "Train it for longer, or a larger network"
+    if scale.parent >= scale.estimator:
         _log.warning(
             "%s: its network's error, %.4g, is no better than %.4g, which the mean of "
-            "the training labels has: its scaled performances mean nothing. Train it "
-            "for longer, or a larger network",
-            *(name, scale.parent, scale.estimator),
+            "the training labels has: its scaled performances mean nothing. %s",
+            *(name, scale.parent, scale.estimator, remedy),
+        )
+    elif scale.parent >= _INDIFFERENT * scale.shuffled:
+        _log.warning(
+            "%s: its network's error, %.4g, is hardly better than %.4g, which its "
+            "outputs for other images have: it ignores its input, as a merge then may, "
+            "too. Its scaled performances mean little. %s",
+            *(name, scale.parent, scale.shuffled, remedy),
         )
 
 

@@ -43,10 +43,21 @@ def test_the_parent_has_1_and_the_average_estimator_0(output, score):
     training = [np.array([[0.0]]), np.array([[0.4]])]
     parent = functools.partial(always, [0.4])
     objective = Scaled(Distance()).scaled(parent, lambda: tests, training)
-    # The mean training target is 0.2.
-    assert dataclasses.astuple(objective.scale) == pytest.approx((0.2, 0.4))
+    # The mean training target is 0.2. The parent ignores its inputs.
+    assert dataclasses.astuple(objective.scale) == pytest.approx((0.2, 0.4, 0.2))
     found = objective.score(functools.partial(always, [output]), tests)
     assert found == pytest.approx(score, abs=1e-6)
+
+
+def test_outputs_for_other_examples_tell_whether_inputs_count():
+    targets = np.array([[0.0], [1.0], [1.0]])
+    objective = Scaled(Distance()).scaled(
+        lambda inputs: jnp.asarray(inputs), lambda: [(targets, targets)], [targets]
+    )
+    # Without error; one further, two of three are wrong by 1.
+    assert (objective.scale.parent, objective.scale.shuffled) == pytest.approx(
+        (0, 2 / 3)
+    )
 
 
 def test_errors_are_means_over_examples_not_over_batches():

@@ -139,10 +139,17 @@ def test_networks_of_the_tasks_are_the_scale(suite):
     assert searched.tasks[1].objective.scale != scale
 
 
-@pytest.mark.parametrize(("error", "warned"), [(0.3, True), (0.1, False)])
-def test_networks_that_learned_nothing_are_told(error, warned, caplog):
-    _check_learned("depth", Scaled(Distance(), Scale(error, 0.2)))
-    assert ("depth: its network's error, 0.3" in caplog.text) == warned
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [
+        ((0.3, 0.2, 0.4), "depth: its network's error, 0.3, is no better than 0.2"),
+        ((0.1, 0.2, 0.1), "depth: its network's error, 0.1, is hardly better than 0.1"),
+        ((0.1, 0.2, 0.15), ""),
+    ],
+)
+def test_networks_that_learned_nothing_are_told(scale, told, caplog):
+    _check_learned("depth", Scaled(Distance(), Scale(*scale)))
+    assert told in caplog.text if told else not caplog.text
 
 
 def test_there_is_no_task_of_all():
