@@ -89,6 +89,11 @@ def test_progress_is_told():
     assert seen == [{"beta": 0.0}, {"beta": 1.0}]
 
 
+def test_a_setting_that_the_recipe_does_not_take_is_told():
+    with pytest.raises(ValueError, match=r"\['alfa'\] do not fit .*unexpected.*'alfa'"):
+        searched(zipjax.zipit, {"alfa": (0.2, 1.0)})
+
+
 @pytest.mark.parametrize("grid", [{}, {"alpha": ()}])
 def test_an_empty_grid_is_refused(grid):
     with pytest.raises(ValueError, match="has no points: give every setting"):

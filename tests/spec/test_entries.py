@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from zipjax import Axis, Family, Fixed, Product, Sum
+from zipjax import Axis, Family, Fixed, Index, Product, Sum
 from zipjax.spec.entries import (
     axes_of,
     entry_from_json,
@@ -75,3 +75,10 @@ def test_entries_of_a_part_of_a_stack():
     assert part_entries(entries, {1: 0}) == (None, Axis("dim", "in"), first)
     assert part_entries(entries, {0: 3}) == (*entries[1:3], Family(0, (first, second)))
     assert part_entries(entries, {}) == entries
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, True, "3"], ids=str)
+def test_sizes_are_whole_numbers(size):
+    for entry in (Fixed, lambda n: Index("layer", n)):
+        with pytest.raises(ValueError, match="whole numbers from 0 on"):
+            entry(size)

@@ -139,14 +139,25 @@ def json_of(**changes):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json_of(perms={"h": {"size": 2.5, "groups": []}}), "is not a"),
-        (json_of(perms={"h": {"size": float("inf"), "groups": []}}), "is not a"),
+        (json_of(perms={"h": {"size": 2.5, "groups": []}}), "sizes are whole"),
+        (json_of(perms={"h": {"size": float("inf"), "groups": []}}), "sizes are whole"),
+        (json_of(perms={"h": {"size": True, "groups": []}}), "sizes are whole"),
         (json_of(perms={"h": {"size": 3, "groups": ["h"]}}), "nested in one another"),
-        (json_of(depths={"first": -1, "last": 2}), r"\{'first': -1\} are no numbers"),
-        (json_of(depths={"first": 1.5, "last": 2}), "is not a"),
+        (
+            json_of(depths={"first": -1, "bias": 1, "last": 2}),
+            r"\{'first': -1\} are no numbers",
+        ),
+        (
+            json_of(depths={"first": 1.5, "bias": 1, "last": 2}),
+            r"\{'first': 1.5\} are no numbers",
+        ),
+        (json_of(depths={"first": 1, "bias": 1}), r"missing \['last'\]"),
         ("[" * 100_000, "is not a"),
     ],
-    ids=["fraction", "infinity", "circle", "negative", "half a layer", "deep"],
+    ids=[
+        *("fraction", "infinity", "truth", "circle"),
+        *("negative", "half a layer", "a layer missing", "deep"),
+    ],
 )
 def test_json_of_impossible_numbers_is_refused(text, message):
     with pytest.raises(ValueError, match=message):

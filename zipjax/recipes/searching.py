@@ -5,6 +5,7 @@ The papers choose alpha and beta (ZipIt!, Section 5) and the balance (MuDSC, Sec
 """
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -94,8 +95,9 @@ def search(
       All trials.
 
     Raises:
-      ValueError: if the grid is empty or has a single value in place of a list, if a
-        score is no number or all are NaN, or as :func:`zipjax.merge`.
+      ValueError: if the grid is empty, has a single value in place of a list or a
+        setting that ``make_recipe`` does not take, if a score is no number or all are
+        NaN, or as :func:`zipjax.merge`.
     """
     check_kind("grid", grid, Mapping)
     check_callable("make_recipe", make_recipe)
@@ -114,6 +116,7 @@ def search(
         raise ValueError(
             f"the grid {dict(grid)} has no points: give every setting a value or more"
         )
+    _check_settings(make_recipe, [k for k in grid if k not in _MERGE_SETTINGS])
     networks = Networks.of(models, spec)
     trials = []
     for settings in track(points):
@@ -133,3 +136,17 @@ def search(
             "check what score returns for a merged model"
         )
     return Search(tuple(trials))
+
+
+def _check_settings(make_recipe: Callable[..., Recipe], names: Sequence[str]) -> None:
+    try:
+        signature = inspect.signature(make_recipe)
+    except ValueError:  # Not every function of C tells its arguments.
+        return
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise ValueError(
+            f"the grid's settings {list(names)} do not fit make_recipe{signature}: "
+            f"{error}. Name what it takes, or one of {list(_MERGE_SETTINGS)}"
+        ) from None

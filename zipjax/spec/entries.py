@@ -23,6 +23,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
+from zipjax.arguments import is_whole
+
 Role = Literal["out", "in"]
 
 
@@ -47,6 +49,9 @@ class Fixed:
 
     size: int
 
+    def __post_init__(self) -> None:
+        _check_size(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Index:
@@ -54,6 +59,9 @@ class Index:
 
     name: str
     size: int
+
+    def __post_init__(self) -> None:
+        _check_size(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,13 @@ class Family:
 
 Entry: TypeAlias = Axis | Fixed | Index | Product | Sum | Family | None
 Entries: TypeAlias = tuple[Entry, ...]
+
+
+def _check_size(entry: Fixed | Index) -> None:
+    if not (is_whole(entry.size) and entry.size >= 0):
+        raise ValueError(
+            f"{entry} has no number of elements: sizes are whole numbers from 0 on"
+        )
 
 
 def part_entries(entries: Entries, part: Mapping[int, int]) -> Entries:

@@ -9,12 +9,9 @@ import functools
 import graphlib
 import json
 import math
-import operator
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from zipjax.arguments import is_whole
 from zipjax.spec.depth import (
@@ -388,10 +385,10 @@ class PermutationSpec:
             rows = data["entries"].items()
             entries = {path: tuple(map(entry_from_json, row)) for path, row in rows}
             perms = {
-                name: Perm(operator.index(perm["size"]), tuple(perm["groups"]))
+                name: Perm(perm["size"], tuple(perm["groups"]))
                 for name, perm in data["perms"].items()
             }
-            depths = {p: operator.index(n) for p, n in data.get("depths", {}).items()}
+            depths = dict(data.get("depths", {}))
             notes = Notes.from_json(data["notes"]) if "notes" in data else None
             found = boundaries_from_json(data.get("boundaries", ()))
             unread = frozenset(data.get("unread", ()))
@@ -470,7 +467,7 @@ class PermutationSpec:
                     f"by {roles[name]['out']} and consumed by {roles[name]['in']}: "
                     "give units that nothing consumes (outputs) the entry None"
                 )
-            whole = isinstance(perm.size, int | np.integer) and perm.size >= 1
+            whole = is_whole(perm.size) and perm.size >= 1
             if not whole or not set(perm.groups) <= enclosing:
                 raise ValueError(
                     f"perm {name!r} has size {perm.size} and groups {perm.groups}: "
@@ -479,10 +476,18 @@ class PermutationSpec:
                 )
 
     def _check_depths(self) -> None:
+        if self.depths:
+            check_same_keys(
+                "the parameters of depths and those of entries differ",
+                self.entries,
+                self.depths,
+                "Give every parameter a depth, or none, so that they follow from the "
+                "entries.",
+            )
         wrong = {
             path: depth
             for path, depth in self.depths.items()
-            if not isinstance(depth, int | np.integer) or depth < 0
+            if not is_whole(depth) or depth < 0
         }
         if wrong:
             raise ValueError(
