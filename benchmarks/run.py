@@ -156,7 +156,7 @@ def _draw(results: Mapping[str, Any], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for place, (name, own) in enumerate(results.get("moments", {}).items()):
-        ratios = {k: v for k, v in own.items() if not k.endswith("seconds")}
+        ratios = {k: v for k, v in own.items() if "seconds" not in k}
         for k, (title, value) in enumerate(ratios.items()):
             label = title if place == 0 else None
             left.bar(place + 0.25 * (k - 1), value, 0.22, color=f"C{k}", label=label)
