@@ -1,7 +1,7 @@
 """The type checker of the tests: what has arrays is checked, shapes and all.
 
 jaxtyping's import hook decorates every function of a module. Most have no arrays, and
-checking their calls too took a third of the suite's time.
+checking their calls takes longer than many of them do.
 """
 
 import functools

@@ -1,5 +1,6 @@
 """Refitting, against least squares in numpy and functions that must stay."""
 
+import dataclasses
 import functools
 
 import jax
@@ -189,6 +190,13 @@ def test_functions_are_those_of_the_models():
     merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS)
     with pytest.raises(ValueError, match="3 functions for 2 models"):
         zipjax.refit([dense_apply] * 3, MODELS, merged, BATCHES)
+
+
+def test_models_of_several_specs_are_refused():
+    merged = zipjax.merge_units(MODELS, SPEC, ASSIGNMENTS, stop_at="h1")
+    merged = dataclasses.replace(merged, spec=(SPEC, SPEC))
+    with pytest.raises(ValueError, match="2 heads have specs of their own"):
+        zipjax.refit(dense_apply, MODELS, merged, BATCHES)
 
 
 def test_a_refit_needs_batches():

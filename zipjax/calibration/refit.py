@@ -139,7 +139,7 @@ def refit(
     check_number("sweeps", sweeps, lambda x: is_whole(x) and x >= 0, whole)
     check_kind("merged", merged, Merged)
     check_sequence("models", models)
-    _check_one_function(merged)
+    _check_one_spec(merged)
     networks = Networks.parents_of(merged, models)
     networks.check_finite()
     functions = each_function(apply_fn, len(networks))
@@ -245,11 +245,11 @@ def _check_limit(limit: Any) -> None:
         )
 
 
-def _check_one_function(merged: Merged) -> None:
+def _check_one_spec(merged: Merged) -> None:
     if isinstance(merged.spec, tuple):
         raise ValueError(
-            f"this merged model's {len(merged.spec)} heads are different functions: "
-            "only models of one function can be refitted"
+            f"this merged model's {len(merged.spec)} heads have specs of their own: "
+            "only models of one spec can be refitted"
         )
 
 
