@@ -18,6 +18,7 @@ from experiments.data.pixels import Pixels
 from experiments.data.splits import Split, Track
 from experiments.data.streams import on_device
 from experiments.parents.tasks.suite import Objective
+from zipjax.batches import replicated, spread
 
 Variables: TypeAlias = Any  # {"params": ..., "batch_stats": ...}
 Averages: TypeAlias = dict[str, metrics.Average]
@@ -97,16 +98,17 @@ def train_network(
     title: str,
     start: Variables | None = None,
 ) -> Variables:
-    """Trains one network.
+    """Trains one network, on all local devices: they share every batch.
 
     Args:
       model: a network with ``__call__(x, train)``.
       split: training examples.
       objective: what the network's outputs mean.
       key: PRNG key of initialisation, shuffling and augmentation.
-      config: ``epochs``, ``batch_size``, ``learning_rate``, ``weight_decay``, ``flip``
-        and ``crop``, see `Augmentation`, and the ``precision`` that the network
-        computes in; parameters, statistics and losses are float32.
+      config: ``epochs``, ``batch_size`` (of all devices together), ``learning_rate``,
+        ``weight_decay``, ``flip`` and ``crop``, see `Augmentation`, and the
+        ``precision`` that the network computes in; parameters, statistics and losses
+        are float32.
       track: wraps the epochs in a progress bar with a title.
       write: receives the number and the mean figures of every epoch.
       title: what the bar and the log call this training.
@@ -127,11 +129,13 @@ def train_network(
     steps = len(split) // size
     rate = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
     state = _initial_state(model, start, config.weight_decay)
+    state, augment_key = jax.tree_util.tree_map(replicated, (state, augment_key))
     look = Augmentation(split.pixels, config.flip, config.crop)
     figures: dict[str, float] = {}
     for number in track(range(config.epochs), title):
         collected: Averages = {}
-        for batch in on_device(split.shuffled(size, shuffle_key, number)):
+        batches = split.shuffled(size, shuffle_key, number)
+        for batch in on_device(batches, spread):
             state.opt_state.hyperparams["learning_rate"] = rate(state.step)
             state, own = _step(
                 look, config.precision, objective, state, *batch, augment_key
