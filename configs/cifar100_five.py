@@ -12,6 +12,7 @@ hour on two CPU cores; docs/results.md has the results.
 import ml_collections
 
 from experiments.defaults import cifar100, training
+from experiments.methods.rows import PAPERS
 
 
 def get_config(init: str = "finetuned") -> ml_collections.ConfigDict:
@@ -26,8 +27,9 @@ def get_config(init: str = "finetuned") -> ml_collections.ConfigDict:
     config.batch_size = 250
     config.calibration_images = 2000
     config.search_images = 1000
+    config.rows, config.partial_rows = PAPERS, ()
+    config.zipit.alpha, config.zipit.beta = 0.3, 0.5
     config.grid.balance = (0.3, 0.7)
-    config.partial_rows = ()
     config.plane.points = 0
     config.init = init
     return config

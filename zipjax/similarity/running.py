@@ -182,9 +182,10 @@ def _moved(
     rest = rest + (tail - old.mean_tail)
     head, low = two_sum(old.mean, lead * share)
     head, low = two_sum(head, low + (old.mean_tail + rest * share))
-    distance = (lead + rest) * jnp.sqrt(old.count.astype(tail.dtype)[:, None] * share)
+    apart, own = old.count * share[:, 0], jnp.full_like(share[:, 0], samples)
+    moves = _weighted(jnp.sqrt(jnp.stack([apart, own])), (lead + rest, tail))
     edges = list(itertools.accumulate(x.shape[-1] for x in models))[:-1]
-    means = [jnp.split(x, edges, -1) for x in (distance, tail * samples**0.5)]
+    means = [jnp.split(x, edges, -1) for x in moves]
     flat = [x.reshape(-1, x.shape[-1]) for x in rows]
     return (count, head, low), [flat, *means]
 
@@ -193,6 +194,15 @@ def _shift(x: Float[AnyArray, "places samples units"]) -> Array:
     """Returns a mean of some samples, which is exact where units are constant."""
     some = x[:, :: max(x.shape[1] // _SOME, 1)]
     return jnp.asarray(some[:, 0] + (some - some[:, :1]).mean(1))
+
+
+def _weighted(
+    weights: Float[Array, "parts places"], parts: Sequence[Float[Array, "places units"]]
+) -> Sequence[Array]:
+    """Returns the rows of some arrays times their weights, as `_mean_sample` does."""
+    diagonal, rows = jnp.diag(weights.reshape(-1)), jnp.concatenate(parts)
+    made = jnp.matmul(diagonal, rows, precision=jax.lax.Precision.HIGHEST)
+    return jnp.split(made, len(parts))
 
 
 def _mean_sample(x: Float[AnyArray, "places samples units"]) -> Array:
