@@ -104,7 +104,7 @@ MERGES = {
     "spec as text": ({"spec": SPEC.to_json()}, "spec is the str '.*from_json"),
     "no spec": ({"spec": None}, "spec is the NoneType None: .*infer_spec"),
     "spec of one": ({"spec": [SPEC, None]}, "spec is the NoneType None"),
-    "no models": ({"models": []}, "at least two models, got 0"),
+    "no models": ({"models": []}, "there are no models: pass a sequence"),
     "generator": ({"models": iter(MODELS)}, "models is a list_iterator: pass a list"),
     "one model": (
         {"models": MODELS[0]},

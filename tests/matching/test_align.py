@@ -172,7 +172,7 @@ def test_matchers_return_int64_and_leave_their_input(matcher, dtype):
         (np.zeros(4), 2, r"shape \(4,\).*square"),
         (np.zeros((6, 6)), 4, "6 units.*num_models=4"),
         (np.zeros((0, 0)), 2, "0 units.*num_models=2"),
-        (np.zeros((6, 6)), 1, "num_models=1.*at least 2"),
+        (np.zeros((6, 6)), 0, "num_models=0.*needs a model"),
         (np.full((4, 4), np.nan), 2, "16 of 16 entries.*NaN"),
         (np.diag([1, 1, 1, np.inf]), 2, "1 of 16 entries"),
         (np.zeros((4, 4), complex), 2, "complex128.*real"),

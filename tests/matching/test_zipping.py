@@ -69,7 +69,8 @@ def can_finish(units, spent, budget, pairs_only, num_units):
 
 
 @pytest.mark.parametrize(
-    ("num_models", "units"), [(2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (4, 2)]
+    ("num_models", "units"),
+    [(1, 4), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (4, 2)],
 )
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_a_width_is_refused_exactly_if_no_merges_reach_it(num_models, units, alpha):
@@ -482,7 +483,7 @@ def test_zip_refuses_settings_with_a_remedy(options, message):
     [
         (np.zeros((4, 6)), 2, r"shape \(4, 6\).*square"),
         (np.zeros((6, 6)), 4, "6 units.*num_models=4"),
-        (np.zeros((6, 6)), 1, "num_models=1.*at least 2"),
+        (np.zeros((6, 6)), 0, "num_models=0.*needs a model"),
         (np.full((4, 4), np.nan), 2, "16 of 16 entries.*NaN"),
         (np.triu(np.ones((4, 4))), 2, "transpose differ by up to 1 .*symmetric"),
     ],

@@ -276,7 +276,6 @@ def changed(path, change):
 
 NO_BIAS = {"layers": [*MODELS[1]["layers"][:2], {"w": MODELS[1]["layers"][2]["w"]}]}
 MISFITS = {
-    "one model": (MODELS[:1], SPEC, "at least two models, got 1"),
     "paths": ([MODELS[0], NO_BIAS], SPEC, r"model 1 .*missing \['layers/2/b'\]"),
     "dtypes": (
         [MODELS[0], changed("layers/1/b", jnp.zeros(5, jnp.bfloat16))],

@@ -233,7 +233,7 @@ def test_parameters_with_nan_are_named(value):
 @pytest.mark.parametrize(
     ("models", "spec", "message"),
     [
-        (MODELS[:1], SPEC, "at least two models"),
+        ([], SPEC, "there are no models"),
         ([MODELS[0], dense_params((3, 5, 2), 0)], SPEC, "model 1 has other parameters"),
         ([MODELS[0], dense_params((3, 6, 4, 2), 0)], SPEC, r"\[\[5\], \[6\]\]"),
         (MODELS, dense_spec((3, 6, 4, 2)), "network of other widths"),

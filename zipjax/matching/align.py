@@ -55,8 +55,8 @@ def match_align(
 
     Raises:
       ValueError: if ``similarity`` is not a square, finite (for ``"all"`` also
-        symmetric) matrix with the same number of units for each of at least two
-        models, or if ``reference`` is neither of the two.
+        symmetric) matrix with the same number of units for each model, or if
+        ``reference`` is neither of the two.
     """
     matrix, units = check_similarity(similarity, num_models)
     if reference == "first":

@@ -24,7 +24,7 @@ def match_identity(
 
     Raises:
       ValueError: if ``similarity`` is not a square, finite matrix with the same number
-        of units for each of at least two models.
+        of units for each model.
     """
     _, units = check_similarity(similarity, num_models)
     return np.tile(np.arange(units, dtype=np.int64), num_models)

@@ -27,13 +27,13 @@ def check_num_models(size: int, num_models: int) -> int:
       ``n = size / num_models``.
 
     Raises:
-      ValueError: if there are fewer than two models or no units, or if N does not
-        divide the number of units.
+      ValueError: if there is no model or no unit, or if N does not divide the number
+        of units.
     """
-    if num_models < 2:
+    if num_models < 1:
         raise ValueError(
-            f"num_models={num_models}, but a match needs at least 2 models: pass the "
-            "number of models whose units the similarity holds"
+            f"num_models={num_models}, but a match needs a model: pass the number of "
+            "models whose units the similarity holds"
         )
     if size == 0 or size % num_models:
         raise ValueError(

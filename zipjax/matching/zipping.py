@@ -13,6 +13,7 @@ from zipjax.matching.zip_rules import (
     LabelBudget,
     SinglePairs,
     ZipRule,
+    most_pairs,
 )
 
 _Matrix = Float64[np.ndarray, "units units"]
@@ -54,6 +55,9 @@ def match_zip(
     the model of its first unit alone, as in the reference. If ``B = 0``, no merged unit
     holds two units of one model.
 
+    *One model*: with ``num_units`` below its width, its own units are merged with one
+    another; that needs a beta that allows as many such merges.
+
     *Dead ends*: a merge after which ``num_units`` could no longer be reached is passed
     over in favour of the next best pair. If two units may not be merged, then neither
     may the merged units that they become part of, as in the reference. When no pair is
@@ -75,9 +79,8 @@ def match_zip(
 
     Raises:
       ValueError: if ``similarity`` is not a square, symmetric, finite matrix with the
-        same number of units for each of at least two models, if a setting is outside
-        its range, or if no sequence of merges that alpha and beta allow leads to
-        ``num_units`` units.
+        same number of units for each model, if a setting is outside its range, or if
+        no sequence of merges that alpha and beta allow leads to ``num_units`` units.
     """
     matrix, units = check_similarity(similarity, num_models)
     alpha, beta = check_fraction("alpha", alpha), check_fraction("beta", beta)
@@ -113,9 +116,11 @@ def _check_width(
         )
 
     def reachable(width: int) -> bool:
+        budget = _budget(total - width, num_models, beta)
         if alpha == 0.0:
-            return width >= total - total // 2
-        return width >= max(1, units - _budget(total - width, num_models, beta))
+            singles = dict.fromkeys(range(num_models), units)
+            return most_pairs(singles, dict.fromkeys(singles, budget)) >= total - width
+        return width >= max(1, units - budget)
 
     smallest = next(w for w in range(width, total + 1) if reachable(w))
     if smallest > width:

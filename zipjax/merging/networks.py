@@ -238,10 +238,9 @@ def _each_spec(
 
 
 def _check_count(models: Sequence[PyTree]) -> None:
-    if len(models) < 2:
+    if not models:
         raise ValueError(
-            f"merging needs at least two models, got {len(models)}: pass a sequence "
-            "of parameter pytrees, one per model"
+            "there are no models: pass a sequence of parameter pytrees, one per model"
         )
 
 

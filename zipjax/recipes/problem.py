@@ -383,9 +383,15 @@ def check_num_units(networks: Networks, recipe: Recipe) -> None:
 
     Raises:
       ValueError: naming other perms, those whose units are groups, or those that are
-        paired and do not change alike.
+        paired and do not change alike; if there are none for a single model.
     """
     perms = networks.perms
+    if len(networks) == 1 and not recipe.num_units:
+        raise ValueError(
+            "there is one model, which keeps its units: pass at least two models to "
+            "merge them, or narrower widths to fold this one, such as zipjax.zipit("
+            "num_units={perm: n // 2 for perm, n in spec.sizes.items()})"
+        )
     check_same_keys(
         "num_units names perms that are not zipped",
         set(recipe.num_units) & set(perms),

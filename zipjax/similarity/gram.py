@@ -38,7 +38,7 @@ class Tile(NamedTuple):
         dtype = jnp.promote_types(self.left.dtype, jnp.float32)
         if len(self.left) == 1:
             # Not a matrix of its own: XLA makes its elements where they are added.
-            return (self.left.T * self.right).astype(dtype)
+            return jnp.asarray(self.left.T * self.right, dtype)
         return jnp.matmul(
             self.left.T, self.right, precision=precision, preferred_element_type=dtype
         )
