@@ -23,7 +23,7 @@ ORDER = [
     {"similarity", "models"},
     {"recipes", "calibration"},
     {"formats"},
-    {"checkpoints", "inspect", "interop"},
+    {"checkpoints", "diagnosis", "inspect", "interop"},
     {"command"},
     {"__main__"},
     {"zipjax"},

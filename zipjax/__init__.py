@@ -5,6 +5,7 @@ from zipjax.calibration.refit import refit
 from zipjax.calibration.repair import repair
 from zipjax.calibration.targets import ensemble_target
 from zipjax.checkpoints import load, save
+from zipjax.diagnosis import CutDiagnosis, Diagnosis, PermDiagnosis, diagnose
 from zipjax.evaluation import (
     Evaluation,
     evaluate,
@@ -57,6 +58,8 @@ from zipjax.version import __version__
 __all__ = [
     "Axis",
     "Cut",
+    "CutDiagnosis",
+    "Diagnosis",
     "Entry",
     "Evaluation",
     "Family",
@@ -67,6 +70,7 @@ __all__ = [
     "MomentsCost",
     "Origin",
     "Perm",
+    "PermDiagnosis",
     "PermutationSpec",
     "Product",
     "Recipe",
@@ -84,6 +88,7 @@ __all__ = [
     "apply",
     "average",
     "collect_moments",
+    "diagnose",
     "ensemble_target",
     "evaluate",
     "evaluate_segmentation",

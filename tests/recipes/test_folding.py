@@ -1,5 +1,7 @@
 """One model, folded to narrower widths: its own units are zipped."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -85,7 +87,7 @@ def test_widths_of_one_model_can_be_allotted():
     )
     assert all(chosen[perm] <= n for perm, n in spec.sizes.items())
     sizes = [6, *(chosen[perm] for perm in spec.perms), 4]
-    products = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    products = sum(a * b for a, b in itertools.pairwise(sizes))
     full = 6 * 24 + 24 * 20 + 20 * 4
     assert 0.3 * full < products <= 0.5 * full
 
@@ -93,7 +95,7 @@ def test_widths_of_one_model_can_be_allotted():
 @pytest.mark.parametrize("recipe", [zipjax.average(), zipjax.zipit()])
 def test_one_model_without_narrower_widths_is_an_error(recipe):
     model, spec = dense_params((3, 8, 2), 0), dense_spec((3, 8, 2))
-    with pytest.raises(ValueError, match="there is one model, .*num_units"):
+    with pytest.raises(ValueError, match=r"there is one model, .*num_units"):
         zipjax.merge([model], spec, recipe)
 
 

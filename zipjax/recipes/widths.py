@@ -6,22 +6,18 @@ correlations show how much a width loses, the program how much it costs.
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from zipjax.arguments import check_kind, check_number, is_whole
 from zipjax.merging.networks import Networks
-from zipjax.program.layers import find_layers
-from zipjax.program.program import trace
-from zipjax.program.rows import kernel_axes
 from zipjax.recipes.presets import Recipe
+from zipjax.recipes.prices import Kernel, find_kernels, merged_kernel, total_price
 from zipjax.recipes.problem import check_moments
 from zipjax.similarity.measures import activation_similarity
 from zipjax.similarity.moments import Moments
-from zipjax.spec.entries import Entries, axes_of, entry_size
 from zipjax.spec.permutation_spec import PermutationSpec
 from zipjax.types import ApplyFn, PyTree
 
@@ -88,63 +84,16 @@ def allot_units(
         )
     networks = Networks.of(models, spec, stop_at)
     check_moments(networks, recipe, moments)
-    kernels = _kernels(apply_fn, networks.trees[0], spec, inputs)
-    merged = [_merged(kernel, path, networks) for path, kernel in kernels.items()]
+    kernels = find_kernels(apply_fn, networks.trees[0], spec, inputs)
+    merged = [merged_kernel(kernel, path, networks) for path, kernel in kernels.items()]
     paired = {perm for pair in spec.paired for perm in pair}
     losses = {
         perm: _losses(moments[perm], recipe, len(models), steps, smallest)
         for perm in networks.perms
         if spec.is_plain(perm) and perm not in paired
     }
-    limit = cost * _price(kernels.values(), spec.sizes)
+    limit = cost * total_price(kernels.values(), spec.sizes)
     return _narrowed(losses, merged, spec.sizes, limit)
-
-
-class _Kernel(NamedTuple):
-    """A kernel: its axes, and how often each of its numbers is multiplied."""
-
-    entries: Entries
-    shape: tuple[int, ...]
-    uses: int
-
-    @property
-    def perms(self) -> set[str]:
-        """The perms that it reads or writes."""
-        return {axis.perm for entry in self.entries for axis in axes_of(entry)}
-
-    def price(self, sizes: Mapping[str, int]) -> int:
-        """Returns the multiplications at these widths."""
-        found = [entry_size(entry, sizes) for entry in self.entries]
-        shape = [
-            own if n is None else n for own, n in zip(self.shape, found, strict=True)
-        ]
-        return self.uses * math.prod(shape)
-
-
-def _kernels(
-    apply_fn: ApplyFn, model: PyTree, spec: PermutationSpec, inputs: Sequence[PyTree]
-) -> dict[str, _Kernel]:
-    """Finds a model's kernels by path."""
-    program = trace(apply_fn, model, *inputs)
-    found = {}
-    for path, layer in find_layers(program).items():
-        if layer.part:
-            continue  # A stack's layers cannot differ in width.
-        produced = math.prod(layer.shape[k] for k in kernel_axes(layer)[1])
-        values = math.prod(program.avals[layer.equation.results[0]].shape)
-        found[path] = _Kernel(spec.entries[path], layer.shape, values // produced)
-    return found
-
-
-def _merged(kernel: _Kernel, path: str, networks: Networks) -> _Kernel:
-    """Returns a kernel as the merged model uses it: those of heads once per model."""
-    if path in networks.trunk:
-        return kernel
-    own = kernel._replace(uses=len(networks) * kernel.uses)
-    # After a cut inside a stream, heads keep their models' widths.
-    return (
-        own._replace(entries=(None,) * len(own.shape)) if networks.boundaries else own
-    )
 
 
 def _losses(
@@ -180,13 +129,9 @@ def _loss(
     return float(1 - (shared / one_hot.sum(0)).sum() / len(similarity))
 
 
-def _price(kernels: Iterable[_Kernel], sizes: Mapping[str, int]) -> int:
-    return sum(kernel.price(sizes) for kernel in kernels)
-
-
 def _narrowed(
     losses: Mapping[str, Mapping[int, float]],
-    kernels: Sequence[_Kernel],
+    kernels: Sequence[Kernel],
     sizes: Mapping[str, int],
     limit: float,
 ) -> dict[str, int]:
@@ -199,11 +144,11 @@ def _narrowed(
         narrower = max(w for w in losses[perm] if w < widths[perm])
         lost = losses[perm][narrower] - losses[perm][widths[perm]]
         now = {**sizes, **widths}
-        saved = _price(touched[perm], now)
-        saved -= _price(touched[perm], {**now, perm: narrower})
+        saved = total_price(touched[perm], now)
+        saved -= total_price(touched[perm], {**now, perm: narrower})
         return len(touched[perm]) * lost / saved, perm, narrower
 
-    while (price := _price(kernels, {**sizes, **widths})) > limit:
+    while (price := total_price(kernels, {**sizes, **widths})) > limit:
         open_perms = [perm for perm in widths if widths[perm] > min(losses[perm])]
         if not open_perms:
             raise ValueError(
