@@ -26,6 +26,7 @@ LATER = (
     "devices.md",
     "guides/calibration.md",
     "guides/failures.md",
+    "guides/folding.md",
     "guides/many_models.md",
     "recipes.md",
 )

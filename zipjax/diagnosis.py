@@ -59,8 +59,9 @@ class CutDiagnosis:
 
     Attributes:
       cut: the cut.
-      explained: the least share of a model's features that the trunk keeps at its end;
-        see :class:`PermDiagnosis`.
+      explained: the least share of a model's features that any perm of the trunk keeps,
+        see :class:`PermDiagnosis`. Behind it, shares may be larger: late features have
+        fewer directions, but what these should be told apart by is lost already.
       cost: multiplications of data by kernels, all heads included, in runs of one
         model.
     """
@@ -85,6 +86,8 @@ class Diagnosis:
     def recommended(self, cost: float) -> Cut:
         """Returns the cut that keeps most of the models' features within a budget.
 
+        Of cuts that keep as much, the first one: it leaves most layers to the models.
+
         Args:
           cost: the budget of the merged network, in runs of one model.
 
@@ -99,7 +102,7 @@ class Diagnosis:
                 f"no cut costs {cost} runs of one model or less: the cheapest costs "
                 f"{least:.3g}. Raise cost, or merge everything with stop_at=None"
             )
-        return max(within, key=lambda own: (own.explained, -own.cost)).cut
+        return max(within, key=lambda own: own.explained).cut
 
     def __str__(self) -> str:
         rows = [
@@ -263,12 +266,11 @@ def _cuts(
     known: Mapping[str, float] = {own.perm: min(own.explained) for own in perms}
     found = []
     for cut in spec.cuts[: networks.stop.number]:
-        if cut.perm not in known:
-            continue
+        share = min((known[perm] for perm in cut.perms if perm in known), default=1.0)
         stopped = networks.stopping_at(cut.number)
         used = [merged_kernel(own, path, stopped) for path, own in kernels.items()]
         price = total_price(used, spec.sizes) / one
-        found.append(CutDiagnosis(cut, known[cut.perm], price))
+        found.append(CutDiagnosis(cut, share, price))
     return tuple(found)
 
 

@@ -172,6 +172,21 @@ def test_heads_are_refitted_to_their_own_models():
         assert after < half < before
 
 
+@pytest.mark.parametrize("stop_at", [None, "h1"])
+def test_wider_layers_are_refitted_and_not_called_left(stop_at, caplog):
+    moments = zipjax.collect_moments(dense_apply, MODELS, SPEC, BATCHES)
+    recipe = zipjax.zipit(num_units={"h1": 2 * SPEC.sizes["h1"] - 1})
+    merged = zipjax.merge(MODELS, SPEC, recipe, moments=moments, stop_at=stop_at)
+    caplog.clear()
+    refit = zipjax.refit(dense_apply, MODELS, merged, BATCHES)
+    assert not caplog.records
+    # The first layer reads what the models read: its solution is what was merged.
+    for path in ("layers/1/w", "layers/2/w"):
+        before, after = ((*x.heads, x.trunk) for x in (merged, refit))
+        own = [path in part for part in before].index(True)
+        assert relative_error(before[own][path], after[own][path]) > 1e-3
+
+
 def test_heads_of_other_functions_are_refitted():
     """Those of one function, one of which returns a part of its outputs."""
 

@@ -211,7 +211,7 @@ def _refit_trunk(
         if outputs is not None and current.returns(name):
             target = as_target(outputs)
         if target is not None and setting.solve(current, parents, name, target):
-            done.append(layer)
+            done.append(current.layers()[name])
     left = merged.trunk.keys() & current.left(done)
     return {path: current.leaves[path] for path in merged.trunk}, left
 
@@ -223,7 +223,7 @@ def _refit_head(
     head, model = setting.heads(merged)[number], setting.models[number]
     current, parent = setting.passes([head, model])
     done = [
-        parent.layers()[name]
+        current.layers()[name]
         for name in _common_layers(current, parent, paths)
         if setting.solve(current, [parent], name, as_target(first_rows))
     ]
