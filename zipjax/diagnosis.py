@@ -60,8 +60,8 @@ class CutDiagnosis:
     Attributes:
       cut: the cut.
       explained: the least share of a model's features that any perm of the trunk keeps,
-        see :class:`PermDiagnosis`. Behind it, shares may be larger: late features have
-        fewer directions, but what these should be told apart by is lost already.
+        see :class:`PermDiagnosis`. Shares may rise again where features have fewer
+        directions; what layers before did not keep is no longer there to be used.
       cost: multiplications of data by kernels, all heads included, in runs of one
         model.
     """
@@ -266,11 +266,13 @@ def _cuts(
     known: Mapping[str, float] = {own.perm: min(own.explained) for own in perms}
     found = []
     for cut in spec.cuts[: networks.stop.number]:
-        share = min((known[perm] for perm in cut.perms if perm in known), default=1.0)
+        shares = [known[perm] for perm in cut.perms if perm in known]
+        if not shares:  # Nothing that can be read holds their units.
+            continue
         stopped = networks.stopping_at(cut.number)
         used = [merged_kernel(own, path, stopped) for path, own in kernels.items()]
         price = total_price(used, spec.sizes) / one
-        found.append(CutDiagnosis(cut, share, price))
+        found.append(CutDiagnosis(cut, min(shares), price))
     return tuple(found)
 
 
