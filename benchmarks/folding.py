@@ -8,18 +8,16 @@ to the network that it was, and prints accuracies on test images: means and stan
 deviations over the networks.
 """
 
-import argparse
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from rich.console import Console
 
 import zipjax
+from benchmarks.given import given_networks
 from configs import cifar10_third_party
 from experiments.experiment import Experiment
 from experiments.methods.merges import plain
@@ -62,16 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: command line, ``sys.argv[1:]`` if None.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--checkpoints", required=True)
-    parser.add_argument("--images", type=int, default=2000)
-    options = parser.parse_args(argv)
-    config: Any = cifar10_third_party.get_config()
-    config.data_dir, config.checkpoints = options.data_dir, options.checkpoints
-    config.calibration_images = config.test_images = options.images
-    experiment = Experiment(config, Path("unused"), Console())
-    (parents,) = experiment.parents()
+    counts = "calibration_images", "test_images"
+    config = cifar10_third_party.get_config()
+    experiment, parents = given_networks(config, counts, __doc__, argv)
     networks = [parents.subset([number]) for number in range(len(parents.models))]
 
     def scores(own: Parents, model: Any) -> float:

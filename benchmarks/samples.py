@@ -9,18 +9,15 @@ positions of the first half of the images with all of the second: what other ima
 change, no number of positions can make good. Settings are the config's.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 
 import zipjax
+from benchmarks.given import given_networks
 from configs import cifar10_resnet20
-from experiments.experiment import Experiment
 from experiments.methods.merges import plain
 from zipjax.positions import Positions
 
@@ -52,16 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: command line, ``sys.argv[1:]`` if None.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--checkpoints", required=True)
-    parser.add_argument("--images", type=int, default=2000)
-    options = parser.parse_args(argv)
     config: Any = cifar10_resnet20.get_config()
-    config.data_dir, config.checkpoints = options.data_dir, options.checkpoints
-    config.calibration_images = options.images
-    experiment = Experiment(config, Path("unused"), Console())
-    (parents,) = experiment.parents()
+    counts = ("calibration_images",)
+    experiment, parents = given_networks(config, counts, __doc__, argv)
     runner, suite = experiment.runner, parents.suite
     batches = list(runner.inputs(suite))
     recipes = {
