@@ -18,6 +18,6 @@ from experiments.defaults import cifar100
 
 
 def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
-    config = cifar100("CIFAR-100, 50 + 50 classes, ResNet-20 x8", "resnet20", width=8.0)
+    config = cifar100("CIFAR-100, 50 + 50 classes, ResNet-20", "resnet20", width=8.0)
     config.init = init
     return config

@@ -19,7 +19,7 @@ from experiments.defaults import cifar100
 
 def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
     config = cifar100(
-        "CIFAR-100, 50 + 50 classes, ResNet-20 x8 with GroupNorm",
+        "CIFAR-100, 50 + 50 classes, ResNet-20 with GroupNorm",
         "resnet20",
         width=8.0,
         groups=32,

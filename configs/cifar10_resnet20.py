@@ -21,7 +21,7 @@ from experiments.methods.rows import PAPERS
 
 
 def get_config(init: str = "scratch") -> ml_collections.ConfigDict:
-    config = default("CIFAR-10, 5 + 5 classes, ResNet-20 x2", "resnet20", width=2.0)
+    config = default("CIFAR-10, 5 + 5 classes, ResNet-20", "resnet20", width=2.0)
     config.dataset = "cifar10"
     config.classes = ((2, 3, 4, 6, 7), (0, 1, 5, 8, 9))
     config.train = training(epochs=60, batch_size=250, flip=True, crop=4)
