@@ -68,7 +68,7 @@ def test_a_refit_brings_a_folded_network_nearer_to_the_model():
     moments = zipjax.collect_moments(dense_apply, [model], spec, [x])
     folded = zipjax.merge([model], spec, zipjax.zipit(num_units=half), moments=moments)
     fitted = zipjax.refit(dense_apply, [model], folded, [x])
-    fresh, expected = images(300, (6,), 1), None
+    fresh = images(300, (6,), 1)
     expected = dense_apply(model, fresh)
 
     def error(merged):

@@ -36,9 +36,6 @@ class Tile(NamedTuple):
     def product(self, precision: jax.lax.Precision) -> Float[Array, "height width"]:
         """Returns left^T right in a precision, summed in float32 or better."""
         dtype = jnp.promote_types(self.left.dtype, jnp.float32)
-        if len(self.left) == 1:
-            # Not a matrix of its own: XLA makes its elements where they are added.
-            return jnp.asarray(self.left.T * self.right, dtype)
         return jnp.matmul(
             self.left.T, self.right, precision=precision, preferred_element_type=dtype
         )
